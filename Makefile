@@ -1,0 +1,49 @@
+PYTHON ?= python3
+VENV := .venv
+# Written last, so an interrupted installation is taken up again by the next `make`.
+INSTALLED := $(VENV)/.installed
+RUFF := $(VENV)/bin/ruff
+SOURCES := examples src tests
+CHOOSE := Install Python 3.11 or newer, or name one: make PYTHON=python3.12 ...
+
+.DEFAULT_GOAL := help
+CLINC150 ?= clinc/clinc150
+
+.PHONY: help quickstart release test quality style clean environment
+
+help: ## Show the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+quickstart: $(INSTALLED) ## Generate a first adapter with the released pipeline
+	$(VENV)/bin/python examples/quickstart.py
+
+release: $(INSTALLED) ## Make model_cards/mcdi-minilm-intents anew: make release CLINC150=<Hub id or folder>
+	examples/release_minilm_intents.sh $(CLINC150)
+
+test: quality ## Check the style and run the tests
+	$(VENV)/bin/python -m pytest
+
+quality: $(INSTALLED) ## Check the style only
+	$(RUFF) check $(SOURCES)
+	$(RUFF) format --check $(SOURCES)
+
+style: $(INSTALLED) ## Repair the style
+	$(RUFF) check --fix $(SOURCES)
+	$(RUFF) format $(SOURCES)
+
+clean: ## Remove the environment and the caches
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache src/*.egg-info
+	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# An environment that works is kept, whatever made it; a half-made one is made again.
+$(INSTALLED): setup.cfg constraints.txt pyproject.toml
+	@$(VENV)/bin/python -m pip --version > /dev/null 2>&1 || $(MAKE) --no-print-directory environment
+	@echo "Installing mcdi_hf and the tested versions of its dependencies into $(VENV). This takes some minutes, once."
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[train,test,quality,examples]"
+	@touch $@
+
+environment:
+	@command -v $(PYTHON) > /dev/null || { echo "error: '$(PYTHON)' not found. $(CHOOSE)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: '$(PYTHON)' is not Python 3.11 or newer. $(CHOOSE)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "error: '$(PYTHON)' cannot make virtual environments. On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
