@@ -1,0 +1,33 @@
+"""The tests' Hugging Face Hub: started, and made the only one, before any Hugging Face library is imported."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+import pytest
+from fake_hub import TOKEN, FakeHub
+
+
+HUB = FakeHub().__enter__()
+HF_HOME = tempfile.mkdtemp(prefix="mcdi_hf_tests_")
+atexit.register(shutil.rmtree, HF_HOME, ignore_errors=True)
+
+# The libraries read these once, on import: changed later, some of them would still call the real Hub. Settings of the
+# person who runs the tests (another cache, offline mode) would lead past the fake one.
+for name in [name for name in os.environ if name.startswith("HF_")]:
+    del os.environ[name]
+os.environ.update(
+    HF_ENDPOINT=HUB.url,
+    HF_TOKEN=TOKEN,
+    HF_HOME=HF_HOME,
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_XET="1",
+)
+
+
+@pytest.fixture
+def hub() -> FakeHub:
+    """The Hub that every client of this process talks to, emptied."""
+    HUB.clear()
+    return HUB
