@@ -1,0 +1,184 @@
+"""Adapter tensors to normalised weight tokens and back."""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from peft import LoraConfig
+
+from ..backbones import FrozenBackbone
+from .layout import AdapterLayout
+
+
+class AdapterCodec(ModelMixin, ConfigMixin):
+    """Writes an adapter as tokens of unit variance, residual to what is free, and reads it back.
+
+    What is free is the mean adapter of the training tasks and a head imprinted from the support set; tokens of zero
+    stand for exactly these. The layout is in the config, the statistics are buffers that stay float32 on load.
+
+    Args:
+        layout (`dict`):
+            [`AdapterLayout.to_dict`].
+        lora_config (`dict`):
+            `LoraConfig.to_dict()` of the adapters.
+        base_model (`dict`):
+            `name_or_path`, `fingerprint`, `pooling` and `model_class` of the backbone that the adapters are for.
+        imprint_scale (`float`, *optional*, defaults to 10.0):
+            The sharpness of the imprinted head, see [`imprint_head`].
+    """
+
+    _keep_in_fp32_modules = ["mean", "std", "head_std"]
+
+    @register_to_config
+    def __init__(self, layout: dict, lora_config: dict, base_model: dict, imprint_scale: float = 10.0) -> None:
+        super().__init__()
+        self.layout = AdapterLayout.from_dict(layout)
+        tokens = self.layout.tokens
+        width = torch.tensor([token.width for token in tokens])
+        filled = torch.arange(self.layout.token_dim) < width.unsqueeze(-1)
+        self.register_buffer("filled", filled, persistent=False)
+        self.register_buffer("mean", torch.zeros(len(tokens), self.layout.token_dim))
+        self.register_buffer("std", torch.ones(len(tokens), 1))
+        self.register_buffer("head_std", torch.ones(2))
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: FrozenBackbone, lora_config: LoraConfig, token_dim: int = 768, imprint_scale: float = 10.0
+    ) -> "AdapterCodec":
+        """Build the codec of the adapters that `lora_config` makes for a live backbone; no adapter is needed.
+
+        Args:
+            backbone (`FrozenBackbone`): The backbone.
+            lora_config (`LoraConfig`): The adapters' config.
+            token_dim (`int`, *optional*, defaults to 768): Width of a token.
+            imprint_scale (`float`, *optional*, defaults to 10.0): See [`imprint_head`].
+        """
+        layout = AdapterLayout.from_model(backbone.model, lora_config, backbone.head_name, token_dim)
+        config = lora_config.to_dict()
+        config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+        base_model = {
+            "name_or_path": backbone.name_or_path,
+            "fingerprint": backbone.fingerprint,
+            "pooling": backbone.pooling,
+            "model_class": backbone.model_class,
+        }
+        return cls(layout.to_dict(), config, base_model, imprint_scale).eval()
+
+    @property
+    def num_lora_tokens(self) -> int:
+        return len(self.mean)
+
+    def check_backbone(self, backbone: FrozenBackbone) -> None:
+        """Refuse a backbone other than the one that the adapters are for, naming both."""
+        wanted, found = self.config.base_model, backbone.fingerprint
+        if (wanted["fingerprint"], wanted["pooling"]) != (found, backbone.pooling):
+            raise ValueError(
+                f"The adapters are for {wanted['name_or_path']!r} (weights {wanted['fingerprint']}, pooling "
+                f"{wanted['pooling']!r}), but the backbone is {backbone.name_or_path!r} (weights {found}, pooling "
+                f"{backbone.pooling!r}). Load the backbone and the revision that the generator was trained for."
+            )
+
+    def fit_matrices(self, adapters: list[dict[str, torch.Tensor]]) -> None:
+        """Take the mean adapter of the training tasks, and one scale of the residual for each LoRA matrix.
+
+        Finer scales would blow up coordinates that hardly move.
+
+        Args:
+            adapters (`list[dict[str, torch.Tensor]]`): Key -> `(n, *shape)`, with the heads, of any number of classes.
+        """
+        for tensors in adapters:
+            self.layout.check(tensors)
+        lora = torch.cat([self._cut(tensors) for tensors in adapters])
+        self.mean.copy_(lora.mean(dim=0))
+        squares = (lora - self.mean).square().mean(dim=0)
+        owners = [(token.layer, token.module, token.matrix) for token in self.layout.tokens]
+        for owner in dict.fromkeys(owners):
+            rows = torch.tensor([other == owner for other in owners])
+            self.std[rows] = squares[rows].sum().div(self.filled[rows].sum()).sqrt().clamp(min=1e-8)
+
+    def fit_head(
+        self, adapters: list[dict[str, torch.Tensor]], heads: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        """Take the scales of the head's residual, one for the weight and one for the bias.
+
+        Args:
+            adapters (`list[dict[str, torch.Tensor]]`): As in [`AdapterCodec.fit_matrices`].
+            heads (`list[tuple]`): The imprinted heads of the same tasks, see [`imprint_head`].
+        """
+        for place, key in enumerate(self.layout.head_keys):
+            residuals = torch.cat([(tensors[key] - head[place]).flatten() for tensors, head in zip(adapters, heads)])
+            self.head_std[place] = residuals.square().mean().sqrt().clamp(min=1e-8)
+
+    def encode(self, tensors: dict[str, torch.Tensor], head: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Write adapters as tokens.
+
+        Args:
+            tensors (`dict[str, torch.Tensor]`):
+                Key on disk -> `(adapters, *shape)`; the head with any number of classes.
+            head (`tuple` of `(adapters, classes, feature_dim)` and `(adapters, classes)`):
+                The imprinted head that the residual is taken to.
+
+        Returns:
+            `torch.Tensor` of shape `(adapters, num_lora_tokens + classes, token_dim)`.
+        """
+        self.layout.check(tensors)
+        lora = (self._cut(tensors) - self.mean) / self.std
+        weight, bias = (
+            (tensors[key] - free) / std for key, free, std in zip(self.layout.head_keys, head, self.head_std)
+        )
+        rows = torch.cat([weight, bias.unsqueeze(-1)], dim=-1)
+        rows = torch.nn.functional.pad(rows, (0, self.layout.token_dim - rows.shape[-1]))
+        return torch.cat([lora, rows], dim=1)
+
+    def decode(self, tokens: torch.Tensor, head: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Read adapters from tokens: the inverse of [`AdapterCodec.encode`], in the dtype of the statistics.
+
+        Args:
+            tokens (`torch.Tensor` of shape `(adapters, num_lora_tokens + classes, token_dim)`): The tokens.
+            head: As in [`AdapterCodec.encode`].
+        """
+        tokens = tokens.to(self.mean.dtype)
+        lora, rows = tokens.split([self.num_lora_tokens, tokens.shape[1] - self.num_lora_tokens], dim=1)
+        tensors = self._join(lora * self.std + self.mean)
+        feature_dim = self.layout.feature_dim
+        residuals = rows[..., :feature_dim], rows[..., feature_dim]
+        for key, residual, free, std in zip(self.layout.head_keys, residuals, head, self.head_std):
+            tensors[key] = free + residual * std
+        return tensors
+
+    def mean_adapter(self, count: int = 1) -> dict[str, torch.Tensor]:
+        """The LoRA matrices of the mean adapter, `count` times: key -> `(count, *shape)`, without a head."""
+        return self._join(self.mean.expand(count, -1, -1))
+
+    def token_mask(self, class_mask: torch.Tensor) -> torch.Tensor:
+        """Which numbers of the tokens mean something.
+
+        Args:
+            class_mask (`torch.Tensor` of shape `(adapters, classes)`): False marks padding.
+
+        Returns:
+            `bool` tensor of shape `(adapters, num_lora_tokens + classes, token_dim)`.
+        """
+        row = torch.arange(self.layout.token_dim, device=class_mask.device) <= self.layout.feature_dim
+        lora = self.filled.expand(len(class_mask), -1, -1)
+        return torch.cat([lora, class_mask.unsqueeze(-1) & row], dim=1)
+
+    def _cut(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        pieces = []
+        for key in self.layout.lora_shapes:
+            values = tensors[key].transpose(-1, -2) if key.endswith(".lora_B.weight") else tensors[key]
+            values = values.flatten(1)
+            pieces.append(torch.nn.functional.pad(values, (0, -values.shape[1] % self.layout.token_dim)))
+        return torch.cat(pieces, dim=1).unflatten(1, (-1, self.layout.token_dim))
+
+    def _join(self, lora: torch.Tensor) -> dict[str, torch.Tensor]:
+        tensors, start = {}, 0
+        for key, shape in self.layout.lora_shapes.items():
+            numel = shape[0] * shape[1]
+            count = -(-numel // self.layout.token_dim)
+            values = lora[:, start : start + count].flatten(1)[:, :numel]
+            start += count
+            if key.endswith(".lora_B.weight"):
+                tensors[key] = values.unflatten(1, shape[::-1]).transpose(-1, -2)
+            else:
+                tensors[key] = values.unflatten(1, shape)
+        return tensors

@@ -1,0 +1,41 @@
+"""The head that comes for free: imprinted from the means of the support features."""
+
+import torch
+
+
+def class_means(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """The mean feature of every class.
+
+    Args:
+        features (`torch.Tensor` of shape `(tasks, examples, feature_dim)`): What the head reads.
+        labels (`torch.Tensor` of shape `(tasks, examples)`): Classes from 0; -1 marks padding.
+        num_classes (`int`): The largest number of classes among the tasks.
+
+    Returns:
+        `torch.Tensor` of shape `(tasks, num_classes, feature_dim)`; zeros for a class without examples.
+    """
+    member = labels.unsqueeze(1) == torch.arange(num_classes, device=labels.device).unsqueeze(-1)
+    member = member.to(features.dtype)
+    return member @ features / member.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+def imprint_head(means: torch.Tensor, scale: float, class_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A linear head that classifies by the nearest class mean.
+
+    The logit of class c is `-scale / 2 * |f - p_c|^2` up to a term that is the same for every class (Snell et al. 2017,
+    section 2.4). The mean of all class means is taken off the weights: it changes no probability, and leaves the
+    generator with small, centred numbers. That is why the head needs its bias.
+
+    Args:
+        means (`torch.Tensor` of shape `(tasks, classes, feature_dim)`): Class means p_c.
+        scale (`float`): How sharp the softmax is.
+        class_mask (`torch.Tensor` of shape `(tasks, classes)`): False marks padding.
+
+    Returns:
+        The weight `(tasks, classes, feature_dim)` and the bias `(tasks, classes)`, zero for padding.
+    """
+    present = class_mask.unsqueeze(-1).to(means.dtype)
+    centre = (means * present).sum(dim=1, keepdim=True) / present.sum(dim=1, keepdim=True)
+    weight = (means - centre) * present
+    bias = -(weight * centre).sum(dim=-1) - weight.square().sum(dim=-1) / 2
+    return scale * weight, scale * bias

@@ -1,0 +1,182 @@
+"""Every tensor of a PEFT adapter: its key on disk, its shape, and the tokens that it is cut into."""
+
+import copy
+import math
+import re
+from dataclasses import asdict, dataclass
+
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+
+PREFIX = "base_model.model."
+MATRICES = ("lora_A", "lora_B")
+_LAYER_INDEX = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """One adapted linear module.
+
+    Attributes:
+        name (`str`): Its name in the backbone.
+        rank, in_features, out_features (`int`): `lora_A` is `(rank, in_features)`, `lora_B` `(out_features, rank)`.
+        scaling (`float`): What PEFT multiplies `lora_B @ lora_A` with.
+    """
+
+    name: str
+    rank: int
+    in_features: int
+    out_features: int
+    scaling: float
+
+    def key(self, matrix: str) -> str:
+        return f"{PREFIX}{self.name}.{matrix}.weight"
+
+    def shape(self, matrix: str) -> tuple[int, int]:
+        return (self.rank, self.in_features) if matrix == "lora_A" else (self.out_features, self.rank)
+
+
+@dataclass(frozen=True)
+class TokenCoordinates:
+    """Where a token lies in the backbone: layer index, kind of module, matrix (0 is A, 1 is B), part, filled width."""
+
+    layer: int
+    module: int
+    matrix: int
+    part: int
+    width: int
+
+
+class AdapterLayout:
+    """The tensors of a LoRA adapter with a linear head, and their cut into wide tokens.
+
+    A LoRA matrix is read rank by rank (`lora_A` as it is, `lora_B` transposed) and cut into tokens of `token_dim`
+    numbers, the last one padded. The head has one token a class: its row of the weight, then its bias.
+
+    Args:
+        modules (`list[LoraModule]`): The adapted modules, in the backbone's order.
+        head_name (`str`): The backbone's linear head.
+        feature_dim (`int`): The width that the head reads.
+        token_dim (`int`): Width of a token. Attention costs the square of their number: wide tokens are cheap.
+    """
+
+    def __init__(self, modules: list[LoraModule], head_name: str, feature_dim: int, token_dim: int) -> None:
+        if token_dim <= feature_dim:
+            raise ValueError(
+                f"token_dim is {token_dim}: a class's token holds {feature_dim} weights and a bias, so it must be at "
+                f"least {feature_dim + 1}."
+            )
+        self.modules = modules
+        self.head_name = head_name
+        self.feature_dim = feature_dim
+        self.token_dim = token_dim
+
+    @classmethod
+    def from_model(
+        cls, model: nn.Module, lora_config: LoraConfig, head_name: str = "classifier", token_dim: int = 768
+    ) -> "AdapterLayout":
+        """Read the layout off a live backbone and a `LoraConfig`; PEFT itself says which tensors there are.
+
+        Args:
+            model (`nn.Module`): The backbone. It is not changed, and none of its weights is copied.
+            lora_config (`LoraConfig`): Any rank, `rank_pattern`, `alpha_pattern`, targets.
+            head_name (`str`, *optional*, defaults to `"classifier"`): The module that holds the linear head.
+            token_dim (`int`, *optional*, defaults to 768): Width of a token.
+
+        Raises:
+            `ValueError`: when the config adapts anything but linear modules, or adds tensors other than LoRA matrices
+                and the head.
+        """
+        empty = {
+            id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), requires_grad=False)
+            for tensor in model.parameters()
+        }
+        peft_model = get_peft_model(copy.deepcopy(model, empty), copy.deepcopy(lora_config))
+        modules = []
+        for name, module in peft_model.base_model.model.named_modules():
+            if not isinstance(module, LoraLayer):
+                continue
+            if not isinstance(module.get_base_layer(), nn.Linear):
+                raise ValueError(f"{name} is a {type(module.get_base_layer()).__name__}: only nn.Linear is supported.")
+            modules.append(
+                LoraModule(
+                    name, module.r["default"], module.in_features, module.out_features, module.scaling["default"]
+                )
+            )
+        layout = cls(modules, head_name, model.get_submodule(head_name).in_features, token_dim)
+        expected = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
+        if expected != set(layout.keys):
+            raise ValueError(
+                f"The LoraConfig makes tensors that a layout does not hold: {sorted(expected ^ set(layout.keys))}. "
+                f"Expected LoRA matrices and the head {head_name!r} in modules_to_save."
+            )
+        return layout
+
+    @property
+    def head_keys(self) -> tuple[str, str]:
+        """The keys of the head's weight `(classes, feature_dim)` and bias `(classes,)`."""
+        return f"{PREFIX}{self.head_name}.weight", f"{PREFIX}{self.head_name}.bias"
+
+    @property
+    def lora_shapes(self) -> dict[str, tuple[int, int]]:
+        """Key on disk -> shape, of every LoRA matrix in order."""
+        return {module.key(matrix): module.shape(matrix) for module in self.modules for matrix in MATRICES}
+
+    @property
+    def keys(self) -> list[str]:
+        return [*self.lora_shapes, *self.head_keys]
+
+    @property
+    def numel(self) -> int:
+        """How many numbers the LoRA matrices hold, without the head."""
+        return sum(math.prod(shape) for shape in self.lora_shapes.values())
+
+    @property
+    def tokens(self) -> list[TokenCoordinates]:
+        """The coordinates of every LoRA token, in order."""
+        kinds = list(dict.fromkeys(_LAYER_INDEX.sub(".", module.name) for module in self.modules))
+        tokens = []
+        for module in self.modules:
+            index = _LAYER_INDEX.search(module.name)
+            place = (int(index.group(1)) if index else 0, kinds.index(_LAYER_INDEX.sub(".", module.name)))
+            for matrix, name in enumerate(MATRICES):
+                rest = math.prod(module.shape(name))
+                for part in range(math.ceil(rest / self.token_dim)):
+                    tokens.append(TokenCoordinates(*place, matrix, part, min(rest, self.token_dim)))
+                    rest -= self.token_dim
+        return tokens
+
+    def check(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Refuse an adapter of another layout, by the name of the tensor that does not fit.
+
+        Args:
+            tensors (`dict[str, torch.Tensor]`): Key on disk -> tensor of shape `(adapters, *shape)`.
+        """
+        missing = [key for key in self.keys if key not in tensors]
+        extra = [key for key in tensors if key not in self.keys]
+        if missing or extra:
+            raise ValueError(f"The adapter does not fit the layout: missing {missing}, unexpected {extra}.")
+        weight, bias = (tensors[key] for key in self.head_keys)
+        classes = weight.shape[1]
+        shapes = {**self.lora_shapes, self.head_keys[0]: (classes, self.feature_dim), self.head_keys[1]: (classes,)}
+        for key, shape in shapes.items():
+            if tuple(tensors[key].shape[1:]) != shape:
+                raise ValueError(f"{key} has shape {tuple(tensors[key].shape[1:])} an adapter; expected {shape}.")
+            if len(tensors[key]) != len(weight):
+                raise ValueError(f"{key} holds {len(tensors[key])} adapters, {self.head_keys[0]} {len(weight)}.")
+
+    def to_dict(self) -> dict:
+        """A JSON form, for a config. [`AdapterLayout.from_dict`] reads it."""
+        return {
+            "modules": [asdict(module) for module in self.modules],
+            "head_name": self.head_name,
+            "feature_dim": self.feature_dim,
+            "token_dim": self.token_dim,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "AdapterLayout":
+        return cls(**{**values, "modules": [LoraModule(**module) for module in values["modules"]]})
