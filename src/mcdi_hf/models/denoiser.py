@@ -1,0 +1,180 @@
+"""The denoiser: a transformer over weight tokens."""
+
+from dataclasses import astuple, dataclass
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from ..adapters.layout import AdapterLayout
+
+
+@dataclass
+class MCDiDenoiserOutput(BaseOutput):
+    """
+    Args:
+        sample (`torch.Tensor` of shape `(tasks, tokens, token_dim)`): What the scheduler's `prediction_type` names.
+    """
+
+    sample: torch.Tensor
+
+
+class DenoiserBlock(nn.Module):
+    """Self-attention and a feed-forward layer, both modulated by time and task (adaLN-zero, Peebles & Xie 2023).
+
+    The modulation is shared by all blocks but for a table of each block's own (Chen et al. 2024), which keeps the
+    model small.
+    """
+
+    def __init__(self, dim: int, num_heads: int, ff_mult: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.ff = nn.Sequential(nn.Linear(dim, ff_mult * dim), nn.GELU(), nn.Linear(ff_mult * dim, dim))
+        self.modulation = nn.Parameter(torch.zeros(6, dim))
+
+    def forward(self, states: torch.Tensor, modulation: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = (modulation + self.modulation).unsqueeze(2).unbind(dim=1)
+        qkv = self.qkv(self.norm(states) * (1 + scale) + shift).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = qkv.transpose(1, 3).unbind(dim=2)
+        attended = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        states = states + gate * self.out(attended.transpose(1, 2).flatten(2))
+        return states + ff_gate * self.ff(self.norm(states) * (1 + ff_scale) + ff_shift)
+
+
+class MCDiDenoiser(ModelMixin, ConfigMixin):
+    """Predicts noise, sample or velocity of an adapter's tokens, given the class tokens and the task token.
+
+    A LoRA token knows its layer, module, matrix and part. A head token knows its class's token and no index, so a
+    permutation of the classes permutes the head and leaves the LoRA matrices alone.
+
+    Args:
+        tokens (`list[list[int]]`):
+            For each LoRA token its layer, module, matrix, part and filled width: see [`TokenCoordinates`].
+        token_dim (`int`):
+            Width of a token.
+        head_width (`int`):
+            How many numbers of a head token are filled.
+        cond_dim (`int`, *optional*, defaults to 256):
+            Width of the class tokens and of the task token.
+        dim (`int`, *optional*, defaults to 256):
+            Width of the transformer.
+        num_layers (`int`, *optional*, defaults to 4):
+            Number of blocks.
+        num_heads (`int`, *optional*, defaults to 4):
+            Attention heads of a block.
+        ff_mult (`int`, *optional*, defaults to 2):
+            Width of the feed-forward layer, in multiples of `dim`.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["DenoiserBlock"]
+    _repeated_blocks = ["DenoiserBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        tokens: list[list[int]],
+        token_dim: int,
+        head_width: int,
+        cond_dim: int = 256,
+        dim: int = 256,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        ff_mult: int = 2,
+    ) -> None:
+        super().__init__()
+        coordinates = torch.tensor(tokens)
+        self.register_buffer("coordinates", coordinates[:, :4], persistent=False)
+        filled = torch.arange(token_dim) < coordinates[:, 4:]
+        self.register_buffer("filled", filled, persistent=False)
+        sizes = (coordinates[:, :4].max(dim=0).values + 1).tolist()
+        self.places = nn.ModuleList([nn.Embedding(size, dim) for size in sizes])
+        self.matrix_in = nn.ModuleList([nn.Linear(token_dim, dim) for _ in range(2)])
+        self.matrix_out = nn.ModuleList([nn.Linear(dim, token_dim) for _ in range(2)])
+        self.head_in = nn.Linear(head_width, dim)
+        self.head_out = nn.Linear(dim, head_width)
+        self.time_proj = Timesteps(dim, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(dim, dim)
+        self.class_in = nn.Linear(cond_dim, dim)
+        self.task_in = nn.Linear(cond_dim, dim)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList([DenoiserBlock(dim, num_heads, ff_mult) for _ in range(num_layers)])
+        self.norm_out = nn.LayerNorm(dim)
+        self.gradient_checkpointing = False
+        for layer in (self.modulation[1], self.head_out, *self.matrix_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @classmethod
+    def from_layout(cls, layout: AdapterLayout, **sizes: int) -> "MCDiDenoiser":
+        """The denoiser for the adapters of a layout.
+
+        Args:
+            layout (`AdapterLayout`): The adapters' layout.
+            sizes (`int`): `cond_dim`, `dim`, `num_layers`, `num_heads`, `ff_mult`.
+        """
+        tokens = [list(astuple(token)) for token in layout.tokens]
+        return cls(tokens, layout.token_dim, layout.feature_dim + 1, **sizes)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_tokens: torch.Tensor,
+        task_token: torch.Tensor,
+        class_mask: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> MCDiDenoiserOutput | tuple[torch.Tensor]:
+        """
+        Args:
+            sample (`torch.Tensor` of shape `(tasks, lora_tokens + classes, token_dim)`):
+                Noised tokens; what lies behind a token's filled width is ignored.
+            timestep (`torch.Tensor` of shape `()` or `(tasks,)`, or a number):
+                The diffusion timestep.
+            class_tokens (`torch.Tensor` of shape `(tasks, classes, cond_dim)`):
+                From [`TaskEncoder`].
+            task_token (`torch.Tensor` of shape `(tasks, cond_dim)`):
+                From [`TaskEncoder`].
+            class_mask (`torch.Tensor` of shape `(tasks, classes)`, *optional*):
+                False marks padding; without it every class is there.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return a [`MCDiDenoiserOutput`] or a tuple.
+        """
+        timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        task = self.task_in(task_token)
+        time = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
+        modulation = self.modulation(time + task).unflatten(-1, (6, -1))
+        lora, head = sample.split([len(self.coordinates), class_tokens.shape[1]], dim=1)
+        lora = lora * self.filled
+        place = sum(table(index) for table, index in zip(self.places, self.coordinates.unbind(dim=1)))
+        is_a = (self.coordinates[:, 2] == 0).unsqueeze(-1)
+        states = torch.cat(
+            [
+                torch.where(is_a, self.matrix_in[0](lora), self.matrix_in[1](lora)) + place,
+                self.head_in(head[..., : self.config.head_width]) + self.class_in(class_tokens),
+                task.unsqueeze(1),
+            ],
+            dim=1,
+        )
+        mask = None
+        if class_mask is not None:
+            mask = nn.functional.pad(class_mask, (len(self.coordinates), 1), value=True)[:, None, None, :]
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                states = self._gradient_checkpointing_func(block, states, modulation, mask)
+            else:
+                states = block(states, modulation, mask)
+        states = self.norm_out(states)
+        lora, head, _ = states.split([len(self.coordinates), class_tokens.shape[1], 1], dim=1)
+        lora = torch.where(is_a, self.matrix_out[0](lora), self.matrix_out[1](lora)) * self.filled
+        head = nn.functional.pad(self.head_out(head), (0, sample.shape[-1] - self.config.head_width))
+        sample = torch.cat([lora, head], dim=1)
+        if not return_dict:
+            return (sample,)
+        return MCDiDenoiserOutput(sample=sample)

@@ -1,0 +1,82 @@
+"""Training batches: local targets of a trajectory beside support sets drawn anew for every row."""
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from ..adapters.codec import AdapterCodec
+from ..adapters.head import class_means, imprint_head
+from ..trajectories.dataset import final_adapters, split_weights
+from .objective import TrainingBatch
+
+
+class TrajectoryBatches:
+    """Makes the batches of the inner loops. The optimiser of a task saw all its data; the condition shows a few shots.
+
+    Args:
+        trajectories (`datasets.Dataset`):
+            A trajectory data set in numpy format.
+        features (`torch.Tensor` of shape `(rows, feature_dim)`):
+            What the head reads under the mean adapter, for the source data set that `support` points into.
+        codec (`AdapterCodec`):
+            The fitted codec.
+        shots (`tuple[int, int]`):
+            The least and the greatest number of support examples a class.
+        batch_size (`int`):
+            Rows of a batch.
+    """
+
+    def __init__(
+        self,
+        trajectories: Dataset,
+        features: torch.Tensor,
+        codec: AdapterCodec,
+        shots: tuple[int, int],
+        batch_size: int,
+    ) -> None:
+        fewest = min(len(rows) for support in trajectories["support"][:] for rows in support)
+        if fewest < shots[1]:
+            raise ValueError(f"A class of the trajectories has {fewest} examples, fewer than {shots[1]} shots.")
+        self.trajectories, self.features, self.codec = trajectories, features, codec
+        self.shots, self.batch_size = shots, batch_size
+
+    def __len__(self) -> int:
+        return len(self.trajectories)
+
+    def draw(self, index: int, random: np.random.Generator) -> TrainingBatch:
+        """Draw the support sets for one trajectory.
+
+        Args:
+            index (`int`): The trajectory.
+            random (`np.random.Generator`): Draws numbers of shots, and the shots.
+        """
+        row = self.trajectories[index]
+        ways = len(row["classes"])
+        rows, labels = zip(*(self._support(row["support"], random) for _ in range(self.batch_size)))
+        rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
+        features = self.features[rows]
+        class_mask = torch.ones(self.batch_size, ways, dtype=torch.bool)
+        head = imprint_head(class_means(features, labels, ways), self.codec.config.imprint_scale, class_mask)
+        tensors = split_weights(torch.from_numpy(np.asarray(row["weights"])), ways, self.codec.layout)
+        count = len(row["weights"])
+        # Every target meets every row's own imprinted head: (rows, targets) flattened, encoded, unflattened.
+        repeated = {key: value.repeat(self.batch_size, *[1] * (value.ndim - 1)) for key, value in tensors.items()}
+        heads = tuple(values.repeat_interleave(count, dim=0) for values in head)
+        targets = self.codec.encode(repeated, heads).unflatten(0, (self.batch_size, count))
+        return TrainingBatch(targets, self.codec.token_mask(class_mask), features, labels, class_mask)
+
+    def fit_head(self, random: np.random.Generator) -> None:
+        """Fit the codec's scales of the head, each task with a drawn support set."""
+        heads = []
+        for support in self.trajectories["support"][:]:
+            rows, labels = self._support(support, random)
+            means = class_means(self.features[rows][None], labels[None], len(support))
+            present = torch.ones(1, len(support), dtype=torch.bool)
+            heads.append(imprint_head(means, self.codec.config.imprint_scale, present))
+        self.codec.fit_head(final_adapters(self.trajectories, self.codec.layout), heads)
+
+    def _support(self, support: list, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        shots = int(random.integers(self.shots[0], self.shots[1] + 1))
+        rows = np.concatenate([random.choice(members, size=shots, replace=False) for members in support])
+        return torch.from_numpy(rows), torch.arange(len(support)).repeat_interleave(shots)

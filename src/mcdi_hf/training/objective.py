@@ -1,0 +1,99 @@
+"""The local consistency loss over weight tokens."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..models.denoiser import MCDiDenoiser
+from ..models.task_encoder import TaskEncoder
+from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
+
+
+# Each objective is a setting of the scheduler: with one segment only the last target is left, and with global starts
+# every target is noised as if it were the last.
+OBJECTIVES = {
+    "mc": {"segment_starts": "local"},
+    "mv": {"num_segments": 1, "segment_starts": "local"},
+    "tw": {"segment_starts": "global"},
+}
+
+
+@dataclass
+class TrainingBatch:
+    """Draws from one task: the same targets, each row with a support set of its own.
+
+    Attributes:
+        targets (`torch.Tensor` of shape `(rows, targets, tokens, token_dim)`): The local targets, encoded as residuals
+            to each row's own imprinted head.
+        token_mask (`torch.Tensor` of shape `(rows, tokens, token_dim)`): Which numbers count.
+        features (`torch.Tensor` of shape `(rows, examples, feature_dim)`): The support features.
+        labels (`torch.Tensor` of shape `(rows, examples)`): Their classes; -1 marks padding.
+        class_mask (`torch.Tensor` of shape `(rows, classes)`): False marks padding.
+    """
+
+    targets: torch.Tensor
+    token_mask: torch.Tensor
+    features: torch.Tensor
+    labels: torch.Tensor
+    class_mask: torch.Tensor
+
+    def to(self, device: torch.device) -> "TrainingBatch":
+        return TrainingBatch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+class ConditionalDenoiser(nn.Module):
+    """What is meta-trained: the task encoder and the denoiser as one module."""
+
+    def __init__(self, task_encoder: TaskEncoder, denoiser: MCDiDenoiser) -> None:
+        super().__init__()
+        self.task_encoder = task_encoder
+        self.denoiser = denoiser
+
+    def forward(self, sample: torch.Tensor, timesteps: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
+        """The denoiser's output for noised tokens `(rows, tokens, token_dim)` at timesteps `(rows,)`."""
+        task = self.task_encoder(batch.features, batch.labels, batch.class_mask)
+        return self.denoiser(sample, timesteps, task.class_tokens, task.task_token, batch.class_mask).sample
+
+
+def local_consistency_loss(
+    model: ConditionalDenoiser,
+    scheduler: LocalConsistencyScheduler,
+    batch: TrainingBatch,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Mc-Di's loss, or Mv-Di's or Tw-Di's, as the scheduler is set.
+
+    For each row a segment, a timestep of it and noise are drawn; the scheduler noises the segment's target and says
+    what the network must answer and with which weight (Guan et al., arXiv 2502.01117). The LoRA matrices and the head
+    count half each, however many numbers they have.
+
+    Args:
+        model (`ConditionalDenoiser`):
+            The network.
+        scheduler (`LocalConsistencyScheduler`):
+            With `num_segments` equal to the number of targets, or 1 to learn from the last target only.
+        batch (`TrainingBatch`):
+            The draws.
+        generator (`torch.Generator`, *optional*):
+            Makes segments, timesteps and noise reproducible.
+
+    Returns:
+        A scalar.
+    """
+    rows, count = batch.targets.shape[:2]
+    segments = scheduler.config.num_segments
+    if segments not in (1, count):
+        raise ValueError(f"The scheduler has {segments} segments and a task {count} local targets: they must agree.")
+    chosen = torch.randint(1, segments + 1, (rows,), generator=generator)
+    timesteps = scheduler.sample_timesteps(chosen, generator=generator)
+    noise = torch.randn(batch.targets[:, 0].shape, generator=generator)
+    chosen, timesteps, noise = (tensor.to(batch.targets.device) for tensor in (chosen, timesteps, noise))
+    targets = batch.targets[torch.arange(rows, device=chosen.device), chosen - 1 + count - segments]
+    sample = scheduler.add_noise(targets, noise, timesteps, chosen)
+    error = model(sample, timesteps, batch).float() - scheduler.get_target(targets, noise, timesteps, chosen)
+    error = error.square() * batch.token_mask
+    lora, head = error.split([error.shape[1] - batch.class_mask.shape[1], batch.class_mask.shape[1]], dim=1)
+    lora_mask, head_mask = batch.token_mask.split([lora.shape[1], head.shape[1]], dim=1)
+    per_row = lora.sum(dim=(1, 2)) / lora_mask.sum(dim=(1, 2)) + head.sum(dim=(1, 2)) / head_mask.sum(dim=(1, 2))
+    return (scheduler.get_loss_weight(timesteps, chosen) * per_row / 2).mean()
