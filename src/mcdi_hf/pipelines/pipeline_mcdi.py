@@ -1,0 +1,347 @@
+"""The pipeline: from a support set to a PEFT adapter."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..adapters.codec import AdapterCodec
+from ..adapters.generated import GeneratedAdapter
+from ..adapters.head import class_means, imprint_head
+from ..adapters.stacked import StackedLora
+from ..backbones import FrozenBackbone
+from ..models.denoiser import MCDiDenoiser
+from ..models.task_encoder import TaskEncoder
+from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
+from .support import Support, SupportBatch, as_support_sets
+
+
+COMBINE = ("mean", "select")
+
+
+@dataclass
+class MCDiPipelineOutput(BaseOutput):
+    """
+    Args:
+        adapters (`list[GeneratedAdapter]` or `torch.Tensor`):
+            One a task; a tensor of shape `(tasks, numbers)` for `output_type="pt"` and of shape
+            `(tasks, tokens, token_dim)` for `"latent"`.
+    """
+
+    adapters: list[GeneratedAdapter] | torch.Tensor
+
+
+class MCDiPipeline(DiffusionPipeline):
+    """Generates LoRA adapters with a classification head for a frozen backbone, from a few labelled examples.
+
+    The backbone is no part of the saved pipeline: it is loaded by its name when texts come in, and refused if its
+    weights are not those that the generator was trained for.
+
+    Args:
+        denoiser ([`MCDiDenoiser`]): Predicts the tokens.
+        task_encoder ([`TaskEncoder`]): Encodes the support set.
+        codec ([`AdapterCodec`]): Turns tokens into adapters.
+        scheduler ([`LocalConsistencyScheduler`]): Takes the noise away.
+        base_model_name_or_path (`str`, *optional*):
+            Where to load the backbone from, if not by the name in the codec's config: a local copy, for instance.
+        num_inference_steps (`int`, *optional*):
+            The number of steps that a call takes unless told otherwise; the scheduler's number of training steps by
+            default.
+        strength (`float`, *optional*, defaults to 1.0):
+            The strength of a call unless told otherwise.
+    """
+
+    model_cpu_offload_seq = "task_encoder->denoiser->codec"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        denoiser: MCDiDenoiser,
+        task_encoder: TaskEncoder,
+        codec: AdapterCodec,
+        scheduler: LocalConsistencyScheduler,
+        base_model_name_or_path: str | None = None,
+        num_inference_steps: int | None = None,
+        strength: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.register_modules(denoiser=denoiser, task_encoder=task_encoder, codec=codec, scheduler=scheduler)
+        self.register_to_config(
+            base_model_name_or_path=base_model_name_or_path,
+            num_inference_steps=num_inference_steps,
+            strength=strength,
+        )
+        self._backbone: FrozenBackbone | None = None
+        self._stacked: StackedLora | None = None
+
+    @property
+    def backbone(self) -> FrozenBackbone:
+        """The frozen backbone, loaded when it is first asked for. Set it to use one that is loaded already."""
+        if self._backbone is None:
+            base_model = self.codec.config.base_model
+            self.backbone = FrozenBackbone.from_pretrained(
+                self.config.base_model_name_or_path or base_model["name_or_path"],
+                pooling=base_model["pooling"],
+                name_or_path=base_model["name_or_path"],
+            )
+        return self._backbone
+
+    @backbone.setter
+    def backbone(self, backbone: FrozenBackbone) -> None:
+        self.codec.check_backbone(backbone)
+        self._backbone, self._stacked = backbone, None
+
+    @property
+    def stacked(self) -> StackedLora:
+        """The backbone with room for many adapters, on the pipeline's device."""
+        device = self._execution_device
+        if self._stacked is None or self._stacked.device != device:
+            self.backbone.model.to(device)
+            self._stacked = StackedLora(self.backbone, self.codec.layout)
+        return self._stacked
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        support: Support | list[Support],
+        condition: Support | list[Support] | None = None,
+        num_candidates: int = 1,
+        combine: str = "mean",
+        num_inference_steps: int | None = None,
+        strength: float | None = None,
+        temperature: float = 1.0,
+        eta: float = 1.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "peft",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+    ) -> MCDiPipelineOutput | tuple:
+        """Generate one adapter for each support set.
+
+        Args:
+            support (`dict`, `datasets.Dataset`, or a list of these):
+                One task or many. A `dict` maps a label to its examples: texts, or ready features of shape
+                `(shots, feature_dim)` as [`MCDiPipeline.embed`] makes them. A `Dataset` has one `ClassLabel` column
+                and one column of texts.
+            condition (like `support`, *optional*):
+                What the generator sees in place of `support`, with as many classes: for the control that asks whether
+                the condition matters. The imprinted head still comes from `support`.
+            num_candidates (`int`, *optional*, defaults to 1):
+                How many adapters to draw for each task, in one batch.
+            combine (`str`, *optional*, defaults to `"mean"`):
+                How candidates become one adapter: `"mean"` averages them, `"select"` keeps the one with the lowest
+                loss on the support set, which needs texts.
+            num_inference_steps (`int`, *optional*):
+                Steps of the scheduler; by default what the pipeline's config says.
+            strength (`float`, *optional*):
+                How far to go from what is free (0: the mean adapter and the imprinted head, exactly) to what is
+                generated (1); by default what the pipeline's config says.
+            temperature (`float`, *optional*, defaults to 1.0):
+                Scale of the starting noise and of the noise of each step; with 0 nothing is random.
+            eta (`float`, *optional*, defaults to 1.0):
+                1 samples as DDPM does, 0 as DDIM, whose steps add no noise.
+            generator (`torch.Generator` or a list of one a task, *optional*):
+                Makes the result reproducible; with a list, a task's result does not depend on its neighbours.
+            latents (`torch.Tensor` of shape `(tasks * num_candidates, tokens, token_dim)`, *optional*):
+                The starting noise, instead of drawing it.
+            output_type (`str`, *optional*, defaults to `"peft"`):
+                `"peft"` for [`GeneratedAdapter`], `"pt"` for flat weights, `"latent"` for tokens.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return a [`MCDiPipelineOutput`] or a tuple.
+            callback_on_step_end (`Callable`, *optional*):
+                Called as `callback(pipe, step, timestep, tensors)` after each step; returns a dict that may replace
+                `latents`.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`):
+                The tensors handed to the callback.
+
+        Returns:
+            [`MCDiPipelineOutput`], or a tuple whose first element is its `adapters`.
+        """
+        # 1. Check everything before any work is done
+        supports = as_support_sets(support)
+        self._check_inputs(
+            supports, num_candidates, combine, temperature, generator, output_type, callback_on_step_end_tensor_inputs
+        )
+
+        # 2. See the support sets as features, and these as the condition
+        batch = self._embed_batch(supports)
+        seen = batch if condition is None else self._embed_batch(self._check_condition(condition, supports))
+        dtype, device = self.denoiser.dtype, self._execution_device
+        task = self.task_encoder(seen.features.to(dtype), seen.labels, seen.class_mask)
+        rows = torch.arange(len(supports), device=device).repeat_interleave(num_candidates)
+        class_tokens, task_token, class_mask = task.class_tokens[rows], task.task_token[rows], batch.class_mask[rows]
+
+        # 3. Draw the starting noise
+        if latents is None:
+            latents = self._draw_noise(supports, num_candidates, generator, dtype)
+        latents = latents.to(device, dtype) * (self.scheduler.init_noise_sigma * temperature)
+
+        # 4. Take the noise away
+        steps = num_inference_steps or self.config.num_inference_steps or self.scheduler.config.num_train_timesteps
+        self.scheduler.set_timesteps(steps, device=device)
+        self._num_timesteps = len(self.scheduler.timesteps)
+        noise = torch.zeros_like(latents)
+        with self.progress_bar(total=self._num_timesteps) as progress:
+            for i, t in enumerate(self.scheduler.timesteps):
+                output = self.denoiser(latents, t, class_tokens, task_token, class_mask).sample
+                if eta > 0 and temperature > 0:
+                    noise = temperature * self._draw_noise(supports, num_candidates, generator, dtype)
+                latents = self.scheduler.step(output, t, latents, eta=eta, variance_noise=noise).prev_sample
+                if callback_on_step_end is not None:
+                    tensors = {}
+                    for name in callback_on_step_end_tensor_inputs:
+                        tensors[name] = locals()[name]
+                    latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
+                progress.update()
+
+        # 5. Make one adapter of a task's candidates, and give it the form asked for
+        means = class_means(batch.features, batch.labels, batch.class_mask.shape[1])
+        head = imprint_head(means.to(self.codec.mean.dtype), self.codec.config.imprint_scale, batch.class_mask)
+        latents = latents * (self.config.strength if strength is None else strength)
+        latents, losses = self._combine(latents.unflatten(0, (len(supports), -1)), head, batch, combine)
+        if output_type == "latent":
+            adapters = latents
+        else:
+            tensors = self.codec.decode(latents, head)
+            if output_type == "pt":
+                adapters = torch.cat([value.flatten(1) for value in tensors.values()], dim=1)
+            else:
+                adapters = self._as_adapters(tensors, supports, steps, num_candidates, losses)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (adapters,)
+        return MCDiPipelineOutput(adapters=adapters)
+
+    @torch.no_grad()
+    def embed(self, support: Support) -> dict[str, torch.Tensor]:
+        """The features of a support set, to be kept and handed in again in its place.
+
+        Args:
+            support (`dict` or `datasets.Dataset`): One task, see [`MCDiPipeline.__call__`].
+
+        Returns:
+            Label -> `torch.Tensor` of shape `(shots, feature_dim)`.
+        """
+        (support,) = as_support_sets(support)
+        features = self._embed_batch([support]).features[0]
+        return dict(zip(support, features.split([len(examples) for examples in support.values()])))
+
+    def baseline(self, support: Support) -> GeneratedAdapter:
+        """What is free: the mean adapter of the training tasks with a head imprinted from the support set.
+
+        Args:
+            support (`dict` or `datasets.Dataset`): One task, see [`MCDiPipeline.__call__`].
+        """
+        (support,) = as_support_sets(support)
+        batch = self._embed_batch([support])
+        means = class_means(batch.features, batch.labels, len(support)).to(self.codec.mean.dtype)
+        head = imprint_head(means, self.codec.config.imprint_scale, batch.class_mask)
+        tokens = means.new_zeros(1, self.codec.num_lora_tokens + len(support), self.codec.layout.token_dim)
+        return self._as_adapters(self.codec.decode(tokens, head), [support], 0, 0, None)[0]
+
+    def _check_inputs(
+        self, supports, num_candidates, combine, temperature, generator, output_type, callback_tensor_inputs
+    ) -> None:
+        if num_candidates < 1:
+            raise ValueError(f"num_candidates is {num_candidates}: expected at least 1.")
+        if combine not in COMBINE:
+            raise ValueError(f"combine is {combine!r}: expected one of {', '.join(map(repr, COMBINE))}.")
+        if temperature < 0:
+            raise ValueError(f"temperature is {temperature}: expected 0 or more.")
+        if output_type not in ("peft", "pt", "latent"):
+            raise ValueError(f"output_type is {output_type!r}: expected 'peft', 'pt' or 'latent'.")
+        if isinstance(generator, list) and len(generator) != len(supports):
+            raise ValueError(f"There are {len(generator)} generators for {len(supports)} support sets.")
+        unknown = [name for name in callback_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs has {unknown}: expected some of {self._callback_tensor_inputs}."
+            )
+        width = self.codec.layout.feature_dim
+        ready = [isinstance(examples, torch.Tensor) for support in supports for examples in support.values()]
+        if any(ready) and not all(ready):
+            raise ValueError("Some support sets are texts and some ready features: expected one or the other.")
+        for support in supports if all(ready) else ():
+            for label, features in support.items():
+                if features.shape[1] != width:
+                    raise ValueError(f"The features of {label!r} are {features.shape[1]} wide: expected {width}.")
+        if all(ready) and combine == "select":
+            raise ValueError("combine='select' needs texts: ready features say nothing of other adapters.")
+
+    @staticmethod
+    def _check_condition(condition: Support | list[Support], supports: list[dict]) -> list[dict]:
+        conditions = as_support_sets(condition)
+        ways = [len(one) for one in conditions], [len(one) for one in supports]
+        if ways[0] != ways[1]:
+            raise ValueError(f"The conditions have {ways[0]} classes, the support sets {ways[1]}: expected the same.")
+        return conditions
+
+    def _embed_batch(self, supports: list[dict]) -> SupportBatch:
+        groups = [examples for support in supports for examples in support.values()]
+        if isinstance(groups[0], torch.Tensor):
+            return SupportBatch.pad(supports, torch.cat(groups).to(self._execution_device))
+        examples = self.stacked.encode([text for group in groups for text in group])
+        features = self.stacked.features_of_all(self.codec.mean_adapter(), examples)
+        return SupportBatch.pad(supports, features, examples)
+
+    def _draw_noise(self, supports, num_candidates, generator, dtype) -> torch.Tensor:
+        """Noise of shape `(tasks * num_candidates, tokens, token_dim)`, task by task and each at its own size, so that
+        a task with a generator of its own gets the same noise in any batch."""
+        generators = generator if isinstance(generator, list) else [generator] * len(supports)
+        draws = []
+        for support, own in zip(supports, generators):
+            shape = (num_candidates, self.codec.num_lora_tokens + len(support), self.codec.layout.token_dim)
+            draws.append(randn_tensor(shape, own, self._execution_device, dtype).transpose(0, 1))
+        return torch.nn.utils.rnn.pad_sequence(draws, batch_first=True).transpose(1, 2).flatten(0, 1)
+
+    def _combine(self, latents, head, batch, combine) -> tuple[torch.Tensor, list[float] | None]:
+        """`(tasks, candidates, tokens, token_dim)` -> one candidate a task, and its support loss if it was chosen."""
+        if combine == "mean":
+            return latents.mean(dim=1), None
+        chosen, losses, start = [], [], 0
+        count = latents.shape[1]
+        for task, own in enumerate(latents):
+            labels = batch.labels[task][batch.labels[task] >= 0]
+            rows = torch.arange(start, start + len(labels)).repeat(count)
+            start += len(labels)
+            heads = tuple(values[task : task + 1].expand(count, *values.shape[1:]) for values in head)
+            mask = batch.class_mask[task].expand(count, -1)
+            logits = self.stacked.logits(self.codec.decode(own, heads), batch.examples[rows], mask)
+            loss = torch.nn.functional.cross_entropy(
+                logits.transpose(1, 2), labels.expand(count, -1), reduction="none"
+            ).mean(dim=1)
+            chosen.append(own[loss.argmin()])
+            losses.append(loss.min().item())
+        return torch.stack(chosen), losses
+
+    def _as_adapters(self, tensors, supports, num_inference_steps, num_candidates, losses) -> list[GeneratedAdapter]:
+        adapters = []
+        for task, support in enumerate(supports):
+            own = {key: value[task] for key, value in tensors.items()}
+            for key in self.codec.layout.head_keys:
+                own[key] = own[key][: len(support)]
+            adapters.append(
+                GeneratedAdapter(
+                    tensors={key: value.contiguous().cpu() for key, value in own.items()},
+                    lora_config=self.codec.config.lora_config,
+                    base_model=self.codec.config.base_model,
+                    labels=list(support),
+                    details={
+                        "generator": self.name_or_path,
+                        "shots": [len(examples) for examples in support.values()],
+                        "num_inference_steps": num_inference_steps,
+                        "num_candidates": num_candidates,
+                        "support_loss": None if losses is None else losses[task],
+                    },
+                )
+            )
+        return adapters

@@ -1,0 +1,122 @@
+"""What a user may hand in as a support set, brought to one form."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import ClassLabel, Dataset, Value
+
+from ..backbones import EncodedExamples
+
+
+Support = Mapping[str, Sequence[str] | torch.Tensor] | Dataset
+
+
+@dataclass
+class SupportBatch:
+    """The support sets of some tasks, padded to one shape.
+
+    Attributes:
+        features (`torch.Tensor` of shape `(tasks, examples, feature_dim)`): What the head reads under the mean adapter.
+        labels (`torch.Tensor` of shape `(tasks, examples)`): Classes from 0; -1 marks padding.
+        class_mask (`torch.Tensor` of shape `(tasks, classes)`): False marks padding.
+        examples (`EncodedExamples`, *optional*): The examples below the adapted layers, task after task.
+    """
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    class_mask: torch.Tensor
+    examples: EncodedExamples | None
+
+    @classmethod
+    def pad(
+        cls,
+        supports: list[dict[str, list[str] | torch.Tensor]],
+        features: torch.Tensor,
+        examples: EncodedExamples | None = None,
+    ) -> "SupportBatch":
+        """Bring the features `(examples of all tasks, feature_dim)` of some support sets to one shape."""
+        labels = [
+            torch.cat([torch.full((len(group),), index) for index, group in enumerate(support.values())])
+            for support in supports
+        ]
+        features = torch.nn.utils.rnn.pad_sequence(features.split([len(one) for one in labels]), batch_first=True)
+        labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
+        ways = torch.tensor([len(support) for support in supports])
+        class_mask = torch.arange(int(ways.max())) < ways.unsqueeze(-1)
+        return cls(features, labels.to(features.device), class_mask.to(features.device), examples)
+
+
+def as_support_sets(support: Support | list[Support]) -> list[dict[str, list[str] | torch.Tensor]]:
+    """Bring one support set, or a list of them, to a list of `label -> examples`.
+
+    Args:
+        support (`dict`, `datasets.Dataset` or a list of these):
+            A `dict` maps a label to its examples: texts, or ready features as a tensor of shape
+            `(shots, feature_dim)`. A `Dataset` has one `ClassLabel` column and one column of texts.
+
+    Raises:
+        `TypeError`: when it is none of these.
+        `ValueError`: when a set has fewer than two classes, an empty class, an example that is no text, or features
+            that are not finite.
+    """
+    supports = support if isinstance(support, list) else [support]
+    if not supports:
+        raise ValueError("The list of support sets is empty: expected at least one.")
+    return [_as_support_set(one) for one in supports]
+
+
+def _as_support_set(support: Any) -> dict[str, list[str] | torch.Tensor]:
+    if isinstance(support, Dataset):
+        support = _from_dataset(support)
+    if not isinstance(support, Mapping):
+        raise TypeError(
+            f"A support set is a {type(support).__name__}: expected a dict of label -> examples or a datasets.Dataset."
+        )
+    if len(support) < 2:
+        raise ValueError(f"The support set has the classes {list(support)}: expected at least two.")
+    checked = {}
+    for label, examples in support.items():
+        if not isinstance(label, str) or not label:
+            raise ValueError(f"{label!r} is no label: expected a string that is not empty.")
+        checked[label] = _check_examples(label, examples)
+    kinds = {isinstance(examples, torch.Tensor) for examples in checked.values()}
+    if len(kinds) > 1:
+        raise ValueError("The support set mixes texts and ready features: expected one or the other.")
+    return checked
+
+
+def _check_examples(label: str, examples: Any) -> list[str] | torch.Tensor:
+    if isinstance(examples, torch.Tensor):
+        if examples.ndim != 2 or not len(examples):
+            raise ValueError(
+                f"The features of {label!r} have shape {tuple(examples.shape)}: expected (shots, feature_dim)."
+            )
+        if not torch.isfinite(examples).all():
+            raise ValueError(f"The features of {label!r} hold NaN or inf.")
+        return examples
+    if isinstance(examples, str):
+        raise ValueError(f"The examples of {label!r} are one string: expected a list of strings.")
+    examples = list(examples)
+    if not examples:
+        raise ValueError(f"The class {label!r} has no example: expected at least one.")
+    for example in examples:
+        if not isinstance(example, str) or not example.strip():
+            raise ValueError(f"The class {label!r} holds {example!r}: expected a text that is not empty.")
+    return examples
+
+
+def _from_dataset(dataset: Dataset) -> dict[str, list[str]]:
+    labels = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
+    texts = [name for name, feature in dataset.features.items() if feature == Value("string")]
+    if len(labels) != 1 or len(texts) != 1:
+        raise ValueError(
+            f"The data set has the columns {dataset.features}: expected one ClassLabel and one of strings. Use "
+            "dataset.select_columns and dataset.class_encode_column."
+        )
+    names = dataset.features[labels[0]].names
+    support: dict[str, list[str]] = {}
+    for label, text in zip(dataset[labels[0]][:], dataset[texts[0]][:]):
+        support.setdefault(names[label], []).append(text)
+    return support
