@@ -29,11 +29,13 @@ from mcdi_hf import (
     Task,
     TrajectorySettings,
     collect_trajectories,
+    load_trajectories,
     train_shared_adapter,
 )
 from mcdi_hf.adapters.layout import AdapterLayout
 from mcdi_hf.evaluation.episodes import query_accuracy, support_texts
 from mcdi_hf.evaluation.gradient import gradient_lora
+from mcdi_hf.trajectories.dataset import final_adapters
 from mcdi_hf.trajectories.shared import imprinted_logits, initial_adapter
 
 
@@ -56,6 +58,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--dataset_name", default="clinc/clinc150", help="a Hub id or a folder with intents and domains"
     )
+    parser.add_argument("--trajectories", help="the generator's training adapters, for the nearest of them as a rival")
     parser.add_argument("--output", type=Path, default=Path("runs/few_shot.jsonl"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--episodes", type=int, default=67, help="test episodes of a row and a seed")
@@ -110,6 +113,26 @@ class Benchmark:
         self.test = Split(args, TEST, ["train", "test"])
         self.examples = {split: self.stacked.encode(split.texts) for split in (self.validation, self.test)}
         self.cls_examples = {split: self.cls.encode(split.texts) for split in (self.validation, self.test)}
+
+        self.nearest = self.training_adapters() if args.trajectories else None
+
+    def training_adapters(self) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+        """Where the training tasks lie, as mean features of two examples a class `(tasks, feature_dim)`, and the end
+        of their trajectories."""
+        trajectories, description = load_trajectories(self.args.trajectories, self.layout)
+        table, _ = load_table(self.args.dataset_name, ["train", "validation"], "domain", description["train_groups"])
+        picks = [[row for rows in support for row in rows[:2].tolist()] for support in trajectories["support"][:]]
+        rows = sorted({row for pick in picks for row in pick})
+        examples = self.stacked.encode(table.select(rows)["text"][:])
+        features = dict(zip(rows, self.stacked.features_of_all(self.pipe.codec.mean_adapter(), examples)))
+        places = torch.stack([torch.stack([features[row] for row in pick]).mean(dim=0) for pick in picks])
+        return places, final_adapters(trajectories, self.layout)
+
+    def nearest_adapter(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The LoRA matrices of the training task whose place has the highest cosine with a support set's."""
+        places, adapters = self.nearest
+        place = torch.stack([group.mean(dim=0) for group in features.values()]).mean(dim=0)
+        return adapters[int(torch.nn.functional.cosine_similarity(places, place[None]).argmax())]
 
     def shared_adapters(self) -> dict[tuple[str, int], tuple[StackedLora, dict, float]]:
         """One adapter trained on all training tasks for each pooling and seed, kept beside the output."""
@@ -190,6 +213,9 @@ class Benchmark:
         }
         texts = support_texts(split.texts, task)
         features = self.pipe.embed(texts)
+        if self.nearest is not None:
+            tensors = self.nearest_adapter(features)
+            found["nearest training adapter"] = imprinted_accuracy(self.stacked, tensors, self.scale, examples, task)
         made = {"free: mean adapter + imprinted": self.pipe.baseline(features)}
         noise = {"generator": torch.Generator().manual_seed(seed * 1000 + number)}
         for name, options in GENERATED.items():

@@ -9,6 +9,7 @@ Every draw depends on the seed and the step's number only. So a run that is inte
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -57,11 +58,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--prediction_type", choices=["epsilon", "sample", "v_prediction"], default="sample")
     parser.add_argument("--loss_weighting", choices=["local", "unit"], default="unit")
     parser.add_argument("--num_train_timesteps", type=int, default=20)
-    parser.add_argument("--num_inference_steps", type=int, default=20, help="the pipeline's default")
-    parser.add_argument("--dim", type=int, default=256, help="width of the denoiser and of the task encoder")
-    parser.add_argument("--num_layers", type=int, default=4)
-    parser.add_argument("--shots", type=int, nargs=2, default=[1, 10], help="least and greatest number in a condition")
-    parser.add_argument("--train_batch_size", type=int, default=16, help="draws of an inner step")
+    parser.add_argument("--num_inference_steps", type=int, default=4, help="the pipeline's default")
+    parser.add_argument("--dim", type=int, default=128, help="width of the denoiser and of the task encoder")
+    parser.add_argument("--num_layers", type=int, default=3)
+    parser.add_argument("--shots", type=int, nargs=2, default=[1, 5], help="least and greatest number in a condition")
+    parser.add_argument("--condition_noise", type=float, default=1.5, help="noise on the condition, in its own spread")
+    parser.add_argument("--train_batch_size", type=int, default=8, help="draws of an inner step")
     parser.add_argument("--tasks_per_step", type=int, default=4)
     parser.add_argument("--inner_steps", type=int, default=3)
     parser.add_argument("--inner_learning_rate", type=float, default=0.005)
@@ -70,14 +72,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--lr_scheduler", default="cosine")
     parser.add_argument("--lr_warmup_steps", type=int, default=50)
     parser.add_argument("--max_grad_norm", type=float)
-    parser.add_argument("--max_train_steps", type=int, default=2000)
-    parser.add_argument("--ema_decay", type=float, default=0.995)
+    parser.add_argument("--max_train_steps", type=int, default=600)
+    parser.add_argument("--ema_decay", type=float, default=0.99)
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
     parser.add_argument("--report_to", help="a tracker that Accelerate knows, such as tensorboard")
-    parser.add_argument("--validation_steps", type=int, default=250)
-    parser.add_argument("--num_validation_episodes", type=int, default=50)
-    parser.add_argument("--checkpointing_steps", type=int, default=250)
+    parser.add_argument("--validation_steps", type=int, default=100)
+    parser.add_argument("--num_validation_episodes", type=int, default=40, help="of each kind")
+    parser.add_argument(
+        "--validation_tasks", nargs="+", default=["5x1", "5x5", "15x1", "15x5"], help="kinds of tasks, WAYSxSHOTS"
+    )
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 1.0], help="to choose from on validation")
+    parser.add_argument("--checkpointing_steps", type=int, default=100)
     parser.add_argument("--checkpoints_total_limit", type=int, default=2)
     parser.add_argument("--resume_from_checkpoint", help="a checkpoint's folder, or `latest`")
     parser.add_argument("--seed", type=int, default=0)
@@ -124,18 +130,19 @@ class Data:
         rows = LabelledRows(held_out, label, group, held_spans["train"])
         check_disjoint(train=LabelledRows(train, label, group, spans["train"]), validation=rows)
         query_rows = LabelledRows(held_out, label, group, held_spans["test"])
-        self.validation = {
-            f"{ways}-way {shots}-shot": EpisodeSampler(
-                rows, (ways, ways), (shots, shots), 10, args.seed + 2, query_rows
-            )
-            for ways, shots in ((5, 1), (15, 1), (15, 5))
-        }
+        self.validation = {}
+        for kind in args.validation_tasks:
+            ways, shots = (int(number) for number in kind.split("x"))
+            sampler = EpisodeSampler(rows, (ways, ways), (shots, shots), 5, args.seed + 2, query_rows)
+            self.validation[kind] = [sampler[number] for number in range(args.num_validation_episodes)]
         self.backbone = backbone
         self.codec.fit_matrices(final_adapters(trajectories, self.codec.layout))
         # The condition is what the head reads under the mean adapter, so that comes first.
         mean = self.codec.mean_adapter()
         features = self.stacked.features_of_all(mean, self.stacked.encode(train[text][:]))
-        self.batches = TrajectoryBatches(trajectories, features, self.codec, tuple(args.shots), args.train_batch_size)
+        self.batches = TrajectoryBatches(
+            trajectories, features, self.codec, tuple(args.shots), args.train_batch_size, args.condition_noise
+        )
         self.batches.fit_head(np.random.default_rng(args.seed))
         self.examples = self.stacked.encode(held_out[text][:])
         self.features = self.stacked.features_of_all(mean, self.examples)
@@ -160,22 +167,14 @@ def build_pipeline(args: argparse.Namespace, data: Data) -> MCDiPipeline:
     return pipe
 
 
-def validate(pipe: MCDiPipeline, data: Data, num_episodes: int) -> dict[str, float]:
-    """Mean accuracy on held-out tasks: generated without noise, and what is free."""
+def validate(pipe: MCDiPipeline, data: Data, strength: float) -> dict[str, float]:
+    """Mean accuracy on each kind of held-out tasks, generated without noise; strength 0 is what is free."""
     scores = {}
-    for name, sampler in data.validation.items():
-        tasks = [sampler[number] for number in range(num_episodes)]
+    for kind, tasks in data.validation.items():
         supports = [support_features(data.features, task) for task in tasks]
-        made = {
-            "generated": pipe(supports, temperature=0.0).adapters,
-            "free": [pipe.baseline(support) for support in supports],
-        }
-        for kind, adapters in made.items():
-            found = [
-                query_accuracy(data.stacked, adapter.tensors, data.examples, task)
-                for adapter, task in zip(adapters, tasks)
-            ]
-            scores[f"{kind} {name}"] = float(np.mean(found))
+        adapters = pipe(supports, strength=strength, temperature=0.0).adapters
+        found = [query_accuracy(data.stacked, one.tensors, data.examples, task) for one, task in zip(adapters, tasks)]
+        scores[kind] = float(np.mean(found))
     return scores
 
 
@@ -219,6 +218,8 @@ def main() -> None:
         accelerator.init_trackers("mcdi", config={key: str(value) for key, value in vars(args).items()})
 
     logger.info("***** Running training *****")
+    if accelerator.is_main_process and progress.step == 0:
+        report(0, 0.0, validate(pipe, data, strength=0.0))
     bar = tqdm(
         total=args.max_train_steps,
         initial=progress.step,
@@ -269,18 +270,32 @@ def keep_if_best(accelerator, args, pipe, data, model, ema, progress) -> None:
     """Validate the averaged weights, and save them as a pipeline if they are the best so far."""
     ema.store(model.parameters())
     ema.copy_to(model.parameters())
-    pipe.denoiser.eval(), pipe.task_encoder.eval()
-    scores = validate(pipe, data, args.num_validation_episodes)
-    mean = float(np.mean([score for name, score in scores.items() if name.startswith("generated")]))
-    accelerator.log(scores, step=progress.step)
-    if accelerator.is_main_process:
-        line = json.dumps({"step": progress.step} | {name: round(score, 4) for name, score in scores.items()})
-        tqdm.write(line)
-        if mean > progress.best:
-            pipe.save_pretrained(args.output_dir / "pipeline")
-    progress.best = max(progress.best, mean)
+    model.eval()
+    for strength in args.strengths:
+        scores = validate(pipe, data, strength)
+        mean = float(np.mean(list(scores.values())))
+        accelerator.log({f"{kind}, strength {strength}": score for kind, score in scores.items()}, step=progress.step)
+        if accelerator.is_main_process:
+            report(progress.step, strength, scores)
+            if mean > progress.best:
+                pipe.register_to_config(strength=strength)
+                save_whole(pipe, args.output_dir / "pipeline")
+        progress.best = max(progress.best, mean)
     model.train()
     ema.restore(model.parameters())
+
+
+def report(step: int, strength: float, scores: dict[str, float]) -> None:
+    tqdm.write(json.dumps({"step": step, "strength": strength} | {kind: round(s, 4) for kind, s in scores.items()}))
+
+
+def save_whole(pipe: MCDiPipeline, folder: Path) -> None:
+    """Save a pipeline under another name and move it into place, so that it is never seen half."""
+    part = folder.with_name(folder.name + ".part")
+    pipe.save_pretrained(part)
+    if folder.exists():
+        shutil.rmtree(folder)
+    part.rename(folder)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
@@ -324,6 +325,9 @@ class MCDiPipeline(DiffusionPipeline):
         return torch.stack(chosen), losses
 
     def _as_adapters(self, tensors, supports, num_inference_steps, num_candidates, losses) -> list[GeneratedAdapter]:
+        name = self.name_or_path
+        if name is not None and Path(name).is_dir():
+            name = Path(name).resolve().name  # a card should not tell where a folder lies
         adapters = []
         for task, support in enumerate(supports):
             own = {key: value[task] for key, value in tensors.items()}
@@ -336,7 +340,7 @@ class MCDiPipeline(DiffusionPipeline):
                     base_model=self.codec.config.base_model,
                     labels=list(support),
                     details={
-                        "generator": self.name_or_path,
+                        "generator": name,
                         "shots": [len(examples) for examples in support.values()],
                         "num_inference_steps": num_inference_steps,
                         "num_candidates": num_candidates,

@@ -24,6 +24,9 @@ class TrajectoryBatches:
             The least and the greatest number of support examples a class.
         batch_size (`int`):
             Rows of a batch.
+        condition_noise (`float`, *optional*, defaults to 0.0):
+            Standard deviation of the noise on the features that the generator sees, in units of their own spread. A
+            few dozen training classes are soon learnt by heart; noise on the input is Tikhonov's remedy (Bishop 1995).
     """
 
     def __init__(
@@ -33,12 +36,14 @@ class TrajectoryBatches:
         codec: AdapterCodec,
         shots: tuple[int, int],
         batch_size: int,
+        condition_noise: float = 0.0,
     ) -> None:
         fewest = min(len(rows) for support in trajectories["support"][:] for rows in support)
         if fewest < shots[1]:
             raise ValueError(f"A class of the trajectories has {fewest} examples, fewer than {shots[1]} shots.")
         self.trajectories, self.features, self.codec = trajectories, features, codec
         self.shots, self.batch_size = shots, batch_size
+        self.noise = condition_noise * (features - features.mean(dim=0)).square().mean().sqrt().item()
 
     def __len__(self) -> int:
         return len(self.trajectories)
@@ -64,7 +69,9 @@ class TrajectoryBatches:
         repeated = {key: value.repeat(self.batch_size, *[1] * (value.ndim - 1)) for key, value in tensors.items()}
         heads = tuple(values.repeat_interleave(count, dim=0) for values in head)
         targets = self.codec.encode(repeated, heads).unflatten(0, (self.batch_size, count))
-        return TrainingBatch(targets, self.codec.token_mask(class_mask), features, labels, class_mask)
+        noise = torch.from_numpy(random.standard_normal(features.shape, dtype=np.float32))
+        seen = features + self.noise * noise
+        return TrainingBatch(targets, self.codec.token_mask(class_mask), seen, labels, class_mask)
 
     def fit_head(self, random: np.random.Generator) -> None:
         """Fit the codec's scales of the head, each task with a drawn support set."""
