@@ -78,7 +78,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
     parser.add_argument("--report_to", help="a tracker that Accelerate knows, such as tensorboard")
     parser.add_argument("--validation_steps", type=int, default=100)
-    parser.add_argument("--num_validation_episodes", type=int, default=40, help="of each kind")
+    parser.add_argument("--num_validation_episodes", type=int, default=60, help="of each kind")
     parser.add_argument(
         "--validation_tasks", nargs="+", default=["5x1", "5x5", "15x1", "15x5"], help="kinds of tasks, WAYSxSHOTS"
     )

@@ -60,7 +60,9 @@ class StackedLora:
             `torch.Tensor` of shape `(n, feature_dim)`.
         """
         rows = torch.arange(len(examples)) if rows is None else rows
-        return torch.cat([self.features(tensors, examples[chunk])[0] for chunk in rows.split(256)])
+        order = examples.attention_mask[rows].sum(dim=1).argsort()  # texts of like length waste no padding
+        found = torch.cat([self.features(tensors, examples[chunk])[0] for chunk in rows[order].split(64)])
+        return found[order.argsort()]
 
     def logits(
         self,

@@ -98,7 +98,9 @@ class MCDiPipeline(DiffusionPipeline):
     @property
     def stacked(self) -> StackedLora:
         """The backbone with room for many adapters, on the pipeline's device."""
-        device = self._execution_device
+        return self._stacked_on(self._execution_device)
+
+    def _stacked_on(self, device: torch.device) -> StackedLora:
         if self._stacked is None or self._stacked.device != device:
             self.backbone.model.to(device)
             self._stacked = StackedLora(self.backbone, self.codec.layout)
@@ -174,16 +176,16 @@ class MCDiPipeline(DiffusionPipeline):
         )
 
         # 2. See the support sets as features, and these as the condition
-        batch = self._embed_batch(supports)
-        seen = batch if condition is None else self._embed_batch(self._check_condition(condition, supports))
         dtype, device = self.denoiser.dtype, self._execution_device
+        batch = self._embed_batch(supports, device)
+        seen = batch if condition is None else self._embed_batch(self._check_condition(condition, supports), device)
         task = self.task_encoder(seen.features.to(dtype), seen.labels, seen.class_mask)
         rows = torch.arange(len(supports), device=device).repeat_interleave(num_candidates)
         class_tokens, task_token, class_mask = task.class_tokens[rows], task.task_token[rows], batch.class_mask[rows]
 
         # 3. Draw the starting noise
         if latents is None:
-            latents = self._draw_noise(supports, num_candidates, generator, dtype)
+            latents = self._draw_noise(supports, num_candidates, generator, dtype, device)
         latents = latents.to(device, dtype) * (self.scheduler.init_noise_sigma * temperature)
 
         # 4. Take the noise away
@@ -195,7 +197,7 @@ class MCDiPipeline(DiffusionPipeline):
             for i, t in enumerate(self.scheduler.timesteps):
                 output = self.denoiser(latents, t, class_tokens, task_token, class_mask).sample
                 if eta > 0 and temperature > 0:
-                    noise = temperature * self._draw_noise(supports, num_candidates, generator, dtype)
+                    noise = temperature * self._draw_noise(supports, num_candidates, generator, dtype, device)
                 latents = self.scheduler.step(output, t, latents, eta=eta, variance_noise=noise).prev_sample
                 if callback_on_step_end is not None:
                     tensors = {}
@@ -233,7 +235,7 @@ class MCDiPipeline(DiffusionPipeline):
             Label -> `torch.Tensor` of shape `(shots, feature_dim)`.
         """
         (support,) = as_support_sets(support)
-        features = self._embed_batch([support]).features[0]
+        features = self._embed_batch([support], self._execution_device).features[0]
         return dict(zip(support, features.split([len(examples) for examples in support.values()])))
 
     def baseline(self, support: Support) -> GeneratedAdapter:
@@ -243,7 +245,7 @@ class MCDiPipeline(DiffusionPipeline):
             support (`dict` or `datasets.Dataset`): One task, see [`MCDiPipeline.__call__`].
         """
         (support,) = as_support_sets(support)
-        batch = self._embed_batch([support])
+        batch = self._embed_batch([support], self._execution_device)
         means = class_means(batch.features, batch.labels, len(support)).to(self.codec.mean.dtype)
         head = imprint_head(means, self.codec.config.imprint_scale, batch.class_mask)
         tokens = means.new_zeros(1, self.codec.num_lora_tokens + len(support), self.codec.layout.token_dim)
@@ -286,22 +288,23 @@ class MCDiPipeline(DiffusionPipeline):
             raise ValueError(f"The conditions have {ways[0]} classes, the support sets {ways[1]}: expected the same.")
         return conditions
 
-    def _embed_batch(self, supports: list[dict]) -> SupportBatch:
+    def _embed_batch(self, supports: list[dict], device: torch.device) -> SupportBatch:
         groups = [examples for support in supports for examples in support.values()]
         if isinstance(groups[0], torch.Tensor):
-            return SupportBatch.pad(supports, torch.cat(groups).to(self._execution_device))
-        examples = self.stacked.encode([text for group in groups for text in group])
-        features = self.stacked.features_of_all(self.codec.mean_adapter(), examples)
+            return SupportBatch.pad(supports, torch.cat(groups).to(device))
+        stacked = self._stacked_on(device)
+        examples = stacked.encode([text for group in groups for text in group])
+        features = stacked.features_of_all(self.codec.mean_adapter(), examples)
         return SupportBatch.pad(supports, features, examples)
 
-    def _draw_noise(self, supports, num_candidates, generator, dtype) -> torch.Tensor:
+    def _draw_noise(self, supports, num_candidates, generator, dtype, device) -> torch.Tensor:
         """Noise of shape `(tasks * num_candidates, tokens, token_dim)`, task by task and each at its own size, so that
         a task with a generator of its own gets the same noise in any batch."""
         generators = generator if isinstance(generator, list) else [generator] * len(supports)
         draws = []
         for support, own in zip(supports, generators):
             shape = (num_candidates, self.codec.num_lora_tokens + len(support), self.codec.layout.token_dim)
-            draws.append(randn_tensor(shape, own, self._execution_device, dtype).transpose(0, 1))
+            draws.append(randn_tensor(shape, own, device, dtype).transpose(0, 1))
         return torch.nn.utils.rnn.pad_sequence(draws, batch_first=True).transpose(1, 2).flatten(0, 1)
 
     def _combine(self, latents, head, batch, combine) -> tuple[torch.Tensor, list[float] | None]:
