@@ -91,7 +91,7 @@ def parse_args() -> argparse.Namespace:
         "--pretrained_model_name_or_path", help="the backbone; by default the wheel's all-MiniLM-L6-v2"
     )
     parser.add_argument("--num_candidates", type=int, default=8)
-    parser.add_argument("--gradient_steps", type=int, default=50)
+    parser.add_argument("--gradient_steps", type=int, default=10, help="the default is what the benchmark chose")
     parser.add_argument("--gradient_learning_rate", type=float, default=1e-3)
     return parser.parse_args()
 

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -69,7 +69,7 @@ class GeneratedAdapter:
     lora_config: dict
     base_model: dict
     labels: list[str]
-    details: dict = field(default_factory=dict)
+    details: dict
 
     @property
     def peft_config(self) -> LoraConfig:
@@ -124,7 +124,7 @@ class GeneratedAdapter:
             raise ValueError(
                 f"The adapter does not fit the model: missing {missing}, unexpected {result.unexpected_keys}."
             )
-        model.set_adapter(adapter_name)
+        model.set_adapter(adapter_name, inference_mode=True)
         inner.config.id2label, inner.config.label2id = self.id2label, {name: i for i, name in self.id2label.items()}
         return model.eval()
 
@@ -137,7 +137,7 @@ class GeneratedAdapter:
             save_directory (`str` or `os.PathLike`): The folder; it is made if need be.
         """
         folder = Path(save_directory)
-        self._write(folder, place=folder.name)
+        self._write(folder, place=folder.resolve().name)
 
     def push_to_hub(
         self,
@@ -184,7 +184,7 @@ class GeneratedAdapter:
         usage = USAGE[self.base_model["pooling"]].format(
             base=base, count=len(self.labels), id2label=self.id2label, place=place
         )
-        shots = self.details.get("shots", [])
+        shots = self.details["shots"]
         details = {key: "not recorded" if value is None else value for key, value in self.details.items()}
         text = CARD.format(
             title=place.split("/")[-1],
@@ -193,19 +193,25 @@ class GeneratedAdapter:
             classes=len(self.labels),
             usage=usage,
             fingerprint=self.base_model["fingerprint"],
-            **{**details, "shots": ", ".join(f"{name} ({count})" for name, count in zip(self.labels, shots))},
+            **{**details, "shots": ", ".join(map(_table_cell, self.labels, shots))},
         )
         return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
 
     def _write(self, folder: Path, place: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))
         try:
             self.peft_config.save_pretrained(beside)
             metadata = {"format": "pt", "id2label": json.dumps(self.id2label)}
             save_file(self.tensors, beside / "adapter_model.safetensors", metadata=metadata)
             self.card(place).save(beside / "README.md")
+            folder.mkdir(exist_ok=True)
             for path in beside.iterdir():
                 os.replace(path, folder / path.name)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def _table_cell(label: str, shots: int) -> str:
+    """A label and its shots, fit for a cell of a Markdown table whatever the label holds."""
+    return f"{' '.join(label.split())} ({shots})".replace("|", "\\|")

@@ -48,9 +48,8 @@ class MCDiPipeline(DiffusionPipeline):
         scheduler ([`LocalConsistencyScheduler`]): Takes the noise away.
         base_model_name_or_path (`str`, *optional*):
             Where to load the backbone from, if not by the name in the codec's config: a local copy, for instance.
-        num_inference_steps (`int`, *optional*):
-            The number of steps that a call takes unless told otherwise; the scheduler's number of training steps by
-            default.
+        num_inference_steps (`int`, *optional*, defaults to 20):
+            The number of steps that a call takes unless told otherwise.
         strength (`float`, *optional*, defaults to 1.0):
             The strength of a call unless told otherwise.
     """
@@ -65,7 +64,7 @@ class MCDiPipeline(DiffusionPipeline):
         codec: AdapterCodec,
         scheduler: LocalConsistencyScheduler,
         base_model_name_or_path: str | None = None,
-        num_inference_steps: int | None = None,
+        num_inference_steps: int = 20,
         strength: float = 1.0,
     ) -> None:
         super().__init__()
@@ -170,15 +169,25 @@ class MCDiPipeline(DiffusionPipeline):
             [`MCDiPipelineOutput`], or a tuple whose first element is its `adapters`.
         """
         # 1. Check everything before any work is done
-        supports = as_support_sets(support)
+        width = self.codec.layout.feature_dim
+        supports = as_support_sets(support, width)
+        conditions = None if condition is None else as_support_sets(condition, width)
         self._check_inputs(
-            supports, num_candidates, combine, temperature, generator, output_type, callback_on_step_end_tensor_inputs
+            supports,
+            conditions,
+            num_candidates,
+            combine,
+            temperature,
+            generator,
+            latents,
+            output_type,
+            callback_on_step_end_tensor_inputs,
         )
 
         # 2. See the support sets as features, and these as the condition
         dtype, device = self.denoiser.dtype, self._execution_device
         batch = self._embed_batch(supports, device)
-        seen = batch if condition is None else self._embed_batch(self._check_condition(condition, supports), device)
+        seen = batch if conditions is None else self._embed_batch(conditions, device)
         task = self.task_encoder(seen.features.to(dtype), seen.labels, seen.class_mask)
         rows = torch.arange(len(supports), device=device).repeat_interleave(num_candidates)
         class_tokens, task_token, class_mask = task.class_tokens[rows], task.task_token[rows], batch.class_mask[rows]
@@ -189,7 +198,7 @@ class MCDiPipeline(DiffusionPipeline):
         latents = latents.to(device, dtype) * (self.scheduler.init_noise_sigma * temperature)
 
         # 4. Take the noise away
-        steps = num_inference_steps or self.config.num_inference_steps or self.scheduler.config.num_train_timesteps
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(steps, device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
         noise = torch.zeros_like(latents)
@@ -234,7 +243,7 @@ class MCDiPipeline(DiffusionPipeline):
         Returns:
             Label -> `torch.Tensor` of shape `(shots, feature_dim)`.
         """
-        (support,) = as_support_sets(support)
+        (support,) = as_support_sets(support, self.codec.layout.feature_dim)
         features = self._embed_batch([support], self._execution_device).features[0]
         return dict(zip(support, features.split([len(examples) for examples in support.values()])))
 
@@ -244,7 +253,7 @@ class MCDiPipeline(DiffusionPipeline):
         Args:
             support (`dict` or `datasets.Dataset`): One task, see [`MCDiPipeline.__call__`].
         """
-        (support,) = as_support_sets(support)
+        (support,) = as_support_sets(support, self.codec.layout.feature_dim)
         batch = self._embed_batch([support], self._execution_device)
         means = class_means(batch.features, batch.labels, len(support)).to(self.codec.mean.dtype)
         head = imprint_head(means, self.codec.config.imprint_scale, batch.class_mask)
@@ -252,14 +261,33 @@ class MCDiPipeline(DiffusionPipeline):
         return self._as_adapters(self.codec.decode(tokens, head), [support], 0, 0, None)[0]
 
     def _check_inputs(
-        self, supports, num_candidates, combine, temperature, generator, output_type, callback_tensor_inputs
+        self,
+        supports,
+        conditions,
+        num_candidates,
+        combine,
+        temperature,
+        generator,
+        latents,
+        output_type,
+        callback_tensor_inputs,
     ) -> None:
+        ways = [len(one) for one in supports]
+        if conditions is not None and [len(one) for one in conditions] != ways:
+            raise ValueError(
+                f"The conditions have {[len(one) for one in conditions]} classes, the support sets {ways}: expected "
+                "the same."
+            )
         if num_candidates < 1:
             raise ValueError(f"num_candidates is {num_candidates}: expected at least 1.")
         if combine not in COMBINE:
             raise ValueError(f"combine is {combine!r}: expected one of {', '.join(map(repr, COMBINE))}.")
         if temperature < 0:
             raise ValueError(f"temperature is {temperature}: expected 0 or more.")
+        layout = self.codec.layout
+        shape = (len(supports) * num_candidates, self.codec.num_lora_tokens + max(ways), layout.token_dim)
+        if latents is not None and latents.shape != shape:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}: expected {shape}.")
         if output_type not in ("peft", "pt", "latent"):
             raise ValueError(f"output_type is {output_type!r}: expected 'peft', 'pt' or 'latent'.")
         if isinstance(generator, list) and len(generator) != len(supports):
@@ -269,24 +297,9 @@ class MCDiPipeline(DiffusionPipeline):
             raise ValueError(
                 f"callback_on_step_end_tensor_inputs has {unknown}: expected some of {self._callback_tensor_inputs}."
             )
-        width = self.codec.layout.feature_dim
-        ready = [isinstance(examples, torch.Tensor) for support in supports for examples in support.values()]
-        if any(ready) and not all(ready):
-            raise ValueError("Some support sets are texts and some ready features: expected one or the other.")
-        for support in supports if all(ready) else ():
-            for label, features in support.items():
-                if features.shape[1] != width:
-                    raise ValueError(f"The features of {label!r} are {features.shape[1]} wide: expected {width}.")
-        if all(ready) and combine == "select":
+        ready = isinstance(next(iter(supports[0].values())), torch.Tensor)
+        if ready and combine == "select":
             raise ValueError("combine='select' needs texts: ready features say nothing of other adapters.")
-
-    @staticmethod
-    def _check_condition(condition: Support | list[Support], supports: list[dict]) -> list[dict]:
-        conditions = as_support_sets(condition)
-        ways = [len(one) for one in conditions], [len(one) for one in supports]
-        if ways[0] != ways[1]:
-            raise ValueError(f"The conditions have {ways[0]} classes, the support sets {ways[1]}: expected the same.")
-        return conditions
 
     def _embed_batch(self, supports: list[dict], device: torch.device) -> SupportBatch:
         groups = [examples for support in supports for examples in support.values()]

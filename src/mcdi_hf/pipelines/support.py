@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, Value
 from ..backbones import EncodedExamples
 
 
+TEXTS = (Value("string"), Value("large_string"))
 Support = Mapping[str, Sequence[str] | torch.Tensor] | Dataset
 
 
@@ -48,26 +49,32 @@ class SupportBatch:
         return cls(features, labels.to(features.device), class_mask.to(features.device), examples)
 
 
-def as_support_sets(support: Support | list[Support]) -> list[dict[str, list[str] | torch.Tensor]]:
+def as_support_sets(support: Support | list[Support], feature_dim: int) -> list[dict[str, list[str] | torch.Tensor]]:
     """Bring one support set, or a list of them, to a list of `label -> examples`.
 
     Args:
         support (`dict`, `datasets.Dataset` or a list of these):
             A `dict` maps a label to its examples: texts, or ready features as a tensor of shape
             `(shots, feature_dim)`. A `Dataset` has one `ClassLabel` column and one column of texts.
+        feature_dim (`int`):
+            The width of ready features.
 
     Raises:
         `TypeError`: when it is none of these.
         `ValueError`: when a set has fewer than two classes, an empty class, an example that is no text, or features
-            that are not finite.
+            that are not finite or of another width; when texts and features are mixed.
     """
     supports = support if isinstance(support, list) else [support]
     if not supports:
         raise ValueError("The list of support sets is empty: expected at least one.")
-    return [_as_support_set(one) for one in supports]
+    checked = [_as_support_set(one, feature_dim) for one in supports]
+    kinds = {isinstance(examples, torch.Tensor) for one in checked for examples in one.values()}
+    if len(kinds) > 1:
+        raise ValueError("The support mixes texts and ready features: expected one or the other.")
+    return checked
 
 
-def _as_support_set(support: Any) -> dict[str, list[str] | torch.Tensor]:
+def _as_support_set(support: Any, feature_dim: int) -> dict[str, list[str] | torch.Tensor]:
     if isinstance(support, Dataset):
         support = _from_dataset(support)
     if not isinstance(support, Mapping):
@@ -80,18 +87,15 @@ def _as_support_set(support: Any) -> dict[str, list[str] | torch.Tensor]:
     for label, examples in support.items():
         if not isinstance(label, str) or not label:
             raise ValueError(f"{label!r} is no label: expected a string that is not empty.")
-        checked[label] = _check_examples(label, examples)
-    kinds = {isinstance(examples, torch.Tensor) for examples in checked.values()}
-    if len(kinds) > 1:
-        raise ValueError("The support set mixes texts and ready features: expected one or the other.")
+        checked[label] = _check_examples(label, examples, feature_dim)
     return checked
 
 
-def _check_examples(label: str, examples: Any) -> list[str] | torch.Tensor:
+def _check_examples(label: str, examples: Any, feature_dim: int) -> list[str] | torch.Tensor:
     if isinstance(examples, torch.Tensor):
-        if examples.ndim != 2 or not len(examples):
+        if examples.ndim != 2 or not len(examples) or examples.shape[1] != feature_dim:
             raise ValueError(
-                f"The features of {label!r} have shape {tuple(examples.shape)}: expected (shots, feature_dim)."
+                f"The features of {label!r} have shape {tuple(examples.shape)}: expected (shots, {feature_dim})."
             )
         if not torch.isfinite(examples).all():
             raise ValueError(f"The features of {label!r} hold NaN or inf.")
@@ -109,14 +113,17 @@ def _check_examples(label: str, examples: Any) -> list[str] | torch.Tensor:
 
 def _from_dataset(dataset: Dataset) -> dict[str, list[str]]:
     labels = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    texts = [name for name, feature in dataset.features.items() if feature == Value("string")]
+    texts = [name for name, feature in dataset.features.items() if feature in TEXTS]
     if len(labels) != 1 or len(texts) != 1:
         raise ValueError(
             f"The data set has the columns {dataset.features}: expected one ClassLabel and one of strings. Use "
             "dataset.select_columns and dataset.class_encode_column."
         )
     names = dataset.features[labels[0]].names
+    examples = list(zip(dataset[labels[0]][:], dataset[texts[0]][:]))
+    if any(label in (None, -1) for label, _ in examples):
+        raise ValueError(f"The data set has rows without a label in {labels[0]!r}.")
     support: dict[str, list[str]] = {}
-    for label, text in zip(dataset[labels[0]][:], dataset[texts[0]][:]):
+    for label, text in sorted(examples, key=lambda example: example[0]):  # logits in the order of the class names
         support.setdefault(names[label], []).append(text)
     return support

@@ -1,0 +1,103 @@
+"""Gradient LoRA as a rival: its settings, its accuracy on many tasks, and the choice of settings on validation."""
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from mcdi_hf import StackedLora, Task, TrajectorySettings, collect_trajectories
+from mcdi_hf.backbones import EncodedExamples
+from mcdi_hf.trajectories.shared import initial_adapter
+
+
+HEADS = ("imprinted", "untrained")
+
+
+@dataclass(frozen=True)
+class GradientSettings:
+    """How the rival trains.
+
+    Attributes:
+        head (`str`): `"imprinted"` starts from class means on frozen features, `"untrained"` from zero, as a person
+            does who follows PEFT's documentation.
+        steps (`int`): Adam's steps, each on the whole support set.
+        learning_rate (`float`): Adam's, with a linear decay to zero.
+    """
+
+    head: str
+    steps: int
+    learning_rate: float
+
+    def scale(self, imprint_scale: float) -> float:
+        """The sharpness of the head that training starts from: 0 makes an untrained one."""
+        return imprint_scale if self.head == "imprinted" else 0.0
+
+
+def gradient_accuracies(
+    stacked: StackedLora,
+    examples: EncodedExamples,
+    tasks: list[Task],
+    settings: GradientSettings,
+    imprint_scale: float,
+    seed: int = 0,
+    stack_size: int = 8,
+) -> list[float]:
+    """Train on the support of each task, `stack_size` tasks a pass, and return the accuracies on their queries."""
+    found = []
+    for first in range(0, len(tasks), stack_size):
+        stack = tasks[first : first + stack_size]
+        trajectory = TrajectorySettings(
+            num_steps=settings.steps,
+            num_targets=1,
+            batch_size=sum(len(rows) for rows in stack[0].support),
+            learning_rate=settings.learning_rate,
+            imprint_scale=settings.scale(imprint_scale),
+            seed=seed,
+        )
+        numbers = list(range(first, first + len(stack)))
+        start = initial_adapter(stacked.layout, seed)
+        found += [
+            row["accuracy"] for row in collect_trajectories(stacked, examples, start, stack, numbers, trajectory)
+        ]
+    return found
+
+
+def choose_settings(
+    path: Path,
+    steps: list[int],
+    learning_rates: list[float],
+    score: Callable[[int, GradientSettings], float],
+) -> dict[tuple[str, int], GradientSettings]:
+    """Try every setting on validation and keep the best for each head and number of shots.
+
+    Args:
+        path (`Path`): What was tried, a line of JSON each; settings found there are not tried again.
+        steps (`list[int]`), learning_rates (`list[float]`): The grid.
+        score (`Callable`): `(shots, settings) -> mean accuracy`.
+
+    Returns:
+        `(head, shots)` -> settings.
+    """
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    tried = {(line["shots"], GradientSettings(**line["settings"])): line["accuracy"] for line in lines}
+    grid = list(
+        itertools.product((1, 5), itertools.starmap(GradientSettings, itertools.product(HEADS, steps, learning_rates)))
+    )
+    for shots, settings in tqdm(grid, desc="tuning gradient LoRA"):
+        if (shots, settings) not in tried:
+            tried[shots, settings] = score(shots, settings)
+            line = {"shots": shots, "settings": asdict(settings), "accuracy": tried[shots, settings]}
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+    print("Gradient LoRA on validation, 5-way")
+    for shots, settings in grid:
+        text = f"{settings.head:<9} head, {settings.steps:>4} steps, learning rate {settings.learning_rate:g}"
+        print(f"  {shots}-shot, {text}: {tried[shots, settings]:.4f}")
+    best = {}
+    for head, shots in itertools.product(HEADS, (1, 5)):
+        own = [pair for pair in grid if pair[0] == shots and pair[1].head == head]
+        best[head, shots] = max(own, key=tried.get)[1]
+    return best

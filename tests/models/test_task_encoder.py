@@ -1,0 +1,82 @@
+"""The task encoder sees a set of classes, each of them a set of examples: neither has an order."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mcdi_hf import TaskEncoder
+
+
+FEATURE_DIM, DIM = 7, 10
+LABELS = torch.tensor([[0, 0, 0, 1, 2, 2], [0, 1, 1, 1, 2, 2]])
+
+
+@pytest.fixture
+def encoder() -> TaskEncoder:
+    torch.manual_seed(0)
+    return TaskEncoder(FEATURE_DIM, DIM).eval()
+
+
+@pytest.fixture
+def inputs() -> dict[str, torch.Tensor]:
+    features = torch.randn(2, 6, FEATURE_DIM, generator=torch.Generator().manual_seed(1))
+    return {"features": features, "labels": LABELS, "class_mask": torch.ones(2, 3, dtype=torch.bool)}
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_order_of_examples_does_not_matter(encoder: TaskEncoder, inputs: dict[str, torch.Tensor]) -> None:
+    order = torch.tensor([5, 2, 0, 4, 3, 1])
+    shuffled = {**inputs, "features": inputs["features"][:, order], "labels": LABELS[:, order]}
+    plain, other = encoder(**inputs), encoder(**shuffled)
+    assert_close(other.class_tokens, plain.class_tokens)
+    assert_close(other.task_token, plain.task_token)
+
+
+@torch.no_grad()
+def test_permuted_classes_permute_their_tokens_alone(encoder: TaskEncoder, inputs: dict[str, torch.Tensor]) -> None:
+    order = torch.tensor([2, 0, 1])
+    plain, other = encoder(**inputs), encoder(**{**inputs, "labels": order.argsort()[LABELS]})
+    assert_close(other.class_tokens, plain.class_tokens[:, order])
+    assert_close(other.task_token, plain.task_token)
+    assert not torch.allclose(plain.class_tokens, plain.class_tokens[:, order], atol=0.1)
+
+
+@torch.no_grad()
+def test_padding_changes_nothing(encoder: TaskEncoder, inputs: dict[str, torch.Tensor]) -> None:
+    padded = {
+        "features": torch.nn.functional.pad(inputs["features"], (0, 0, 0, 2), value=9.0),
+        "labels": torch.nn.functional.pad(LABELS, (0, 2), value=-1),
+        "class_mask": torch.nn.functional.pad(inputs["class_mask"], (0, 2), value=False),
+    }
+    plain, other = encoder(**inputs), encoder(**padded)
+    assert_close(other.class_tokens[:, :3], plain.class_tokens)
+    assert other.class_tokens[:, 3:].eq(0).all()
+    assert_close(other.task_token, plain.task_token)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["moved example", "more shots"])
+def test_content_matters(encoder: TaskEncoder, inputs: dict[str, torch.Tensor], change: str) -> None:
+    if change == "moved example":
+        features = inputs["features"].clone()
+        features[:, 0, 0] += 1
+        changed = {**inputs, "features": features}
+    else:  # every example twice: the means stay
+        changed = {**inputs, "features": inputs["features"].repeat(1, 2, 1), "labels": LABELS.repeat(1, 2)}
+    plain, other = encoder(**inputs), encoder(**changed)
+    assert (other.class_tokens[:, 0] - plain.class_tokens[:, 0]).abs().amax() > 1e-3
+    assert (other.task_token - plain.task_token).abs().amax() > 1e-3
+
+
+@torch.no_grad()
+def test_saved_and_loaded(encoder: TaskEncoder, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    encoder.save_pretrained(tmp_path)
+    loaded = TaskEncoder.from_pretrained(tmp_path)
+    class_tokens, task_token = encoder(**inputs, return_dict=False)
+    assert loaded(**inputs).class_tokens.equal(class_tokens)
+    assert loaded(**inputs).task_token.equal(task_token)

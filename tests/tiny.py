@@ -1,0 +1,95 @@
+"""Tiny real components: a random BERT with a tokenizer of single letters, its adapters, and a pipeline for them."""
+
+import atexit
+import functools
+import shutil
+import string
+import tempfile
+
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from peft import LoraConfig
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from mcdi_hf import (
+    AdapterCodec,
+    FrozenBackbone,
+    LocalConsistencyScheduler,
+    MCDiDenoiser,
+    MCDiPipeline,
+    TaskEncoder,
+)
+
+
+@functools.cache
+def tiny_backbone_folder(seed: int = 0) -> str:
+    """A folder with the backbone and its tokenizer, as `AutoModel` and `AutoTokenizer` read them."""
+    folder = tempfile.mkdtemp(prefix="tiny_backbone_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase]
+    BertTokenizerFast(vocab={token: index for index, token in enumerate(vocabulary)}).save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=80,
+        initializer_range=0.3,  # with BERT's own 0.02 all texts look alike
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def tiny_backbone(pooling: str = "mean", seed: int = 0) -> FrozenBackbone:
+    return FrozenBackbone.from_pretrained(tiny_backbone_folder(seed), pooling=pooling)
+
+
+def tiny_lora_config(**overrides) -> LoraConfig:
+    settings = {
+        "task_type": "SEQ_CLS",
+        "r": 2,
+        "lora_alpha": 4,
+        "target_modules": ["query", "value"],
+        "layers_to_transform": [1, 2],
+    }
+    return LoraConfig(**(settings | overrides))
+
+
+def tiny_pipeline(pooling: str = "mean") -> tuple[MCDiPipeline, FrozenBackbone]:
+    """A pipeline whose random weights are all unlike zero, so that everything that could matter does."""
+    backbone = tiny_backbone(pooling)
+    codec = AdapterCodec.from_backbone(backbone, tiny_lora_config(), token_dim=20)
+    generator = torch.Generator().manual_seed(1)
+    codec.mean.normal_(std=0.3, generator=generator).mul_(codec.filled)
+    codec.std.fill_(0.3)
+    codec.head_std.fill_(0.1)
+    denoiser = MCDiDenoiser.from_layout(codec.layout, cond_dim=8, dim=16, num_layers=1, num_heads=2).eval()
+    task_encoder = TaskEncoder(codec.layout.feature_dim, dim=8).eval()
+    for parameter in (*denoiser.parameters(), *task_encoder.parameters()):
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    pipe = MCDiPipeline(denoiser, task_encoder, codec, LocalConsistencyScheduler())
+    pipe.backbone = backbone
+    return pipe, backbone
+
+
+def tiny_dataset(rows_per_class: int = 8) -> Dataset:
+    """Three domains of four classes; a text is a few letters, most of them its class's own."""
+    generator = torch.Generator().manual_seed(2)
+    columns = {"text": [], "label": [], "domain": []}
+    for label in range(12):
+        for _ in range(rows_per_class):
+            letters = torch.randint(0, 26, (4,), generator=generator).tolist()
+            letters[0] = letters[1] = 2 * label
+            columns["text"].append(" ".join(string.ascii_lowercase[letter] for letter in letters))
+            columns["label"].append(label)
+            columns["domain"].append(label // 4)
+    features = Features(
+        {
+            "text": Value("string"),
+            "label": ClassLabel(names=[f"class_{index}" for index in range(12)]),
+            "domain": ClassLabel(names=["north", "south", "west"]),
+        }
+    )
+    return Dataset.from_dict(columns, features=features)
