@@ -8,17 +8,28 @@ import tempfile
 
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from mcdi_hf import (
     AdapterCodec,
+    AdapterLayout,
     FrozenBackbone,
     LocalConsistencyScheduler,
     MCDiDenoiser,
     MCDiPipeline,
     TaskEncoder,
 )
+
+
+# What a LoraConfig may ask for, beside the defaults of `tiny_lora_config`.
+LORA_SETTINGS = [
+    {},
+    {"r": 4, "lora_alpha": 1},
+    {"r": 4, "use_rslora": True},
+    {"r": 4, "rank_pattern": {"value": 1}, "alpha_pattern": {r"layer\.2\.attention\.self\.query": 9}},
+    {"target_modules": ["query", "intermediate.dense"], "layers_to_transform": [0, 2]},
+]
 
 
 @functools.cache
@@ -93,3 +104,18 @@ def tiny_dataset(rows_per_class: int = 8) -> Dataset:
         }
     )
     return Dataset.from_dict(columns, features=features)
+
+
+def random_adapters(layout: AdapterLayout, count: int, ways: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = layout.lora_shapes | dict(zip(layout.head_keys, [(ways, layout.feature_dim), (ways,)]))
+    return {key: 0.3 * torch.randn(count, *shape, generator=generator) for key, shape in shapes.items()}
+
+
+def in_peft(backbone: FrozenBackbone, config, tensors: dict[str, torch.Tensor], index: int) -> PeftModel:
+    """One adapter of a stack as an ordinary trainable PEFT model."""
+    ways = tensors["base_model.model.classifier.bias"].shape[1]
+    model = get_peft_model(backbone.classifier(num_labels=ways), config).eval()
+    result = set_peft_model_state_dict(model, {key: value[index] for key, value in tensors.items()})
+    assert not result.unexpected_keys and not [key for key in result.missing_keys if "lora_" in key]
+    return model

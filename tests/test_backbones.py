@@ -1,0 +1,60 @@
+import pytest
+import torch
+from tiny import tiny_backbone, tiny_backbone_folder
+from torch import nn
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+from mcdi_hf import FrozenBackbone, MeanPooledForSequenceClassification
+from mcdi_hf.evaluation.gradient import frozen_features, tokenize
+
+
+TEXTS = ["a b c d e f", "x", "m n", "q r s t"]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "default"])
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_lower_and_upper_layers_make_the_whole(pooling: str, first: int) -> None:
+    backbone = tiny_backbone(pooling)
+    prefix = "backbone" if pooling == "mean" else "bert"
+    names = [f"{prefix}.encoder.layer.{index}.attention.self.query" for index in range(first, 3)]
+    examples = backbone.lower(names)(TEXTS, batch_size=3)
+    upper = backbone.upper(names)
+    whole = frozen_features(backbone, TEXTS)
+    found = upper(**examples[torch.arange(4)]).logits
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(upper(**examples[torch.tensor([1])]).logits, whole[1:2], rtol=1e-5, atol=1e-6)
+
+
+def test_fingerprint_is_of_the_weights_and_not_of_the_name() -> None:
+    folder = tiny_backbone_folder()
+    backbone = FrozenBackbone.from_pretrained(folder, name_or_path="somebody/else")
+    assert backbone.fingerprint == tiny_backbone().fingerprint != tiny_backbone(seed=1).fingerprint
+    backbone.model.backbone.encoder.layer[0].output.dense.bias.data += 1e-3
+    assert backbone.fingerprint != tiny_backbone().fingerprint
+
+
+def test_mean_pooled_classifier_is_the_mean_of_the_tokens_and_loads_by_its_auto_class(tmp_path) -> None:
+    backbone = tiny_backbone()
+    inputs = tokenize(backbone, TEXTS)
+    states = AutoModel.from_pretrained(tiny_backbone_folder())(**inputs).last_hidden_state
+    for row, (own, mask) in enumerate(zip(states, inputs["attention_mask"])):
+        mean = own[mask.bool()].mean(dim=0)
+        torch.testing.assert_close(frozen_features(backbone, TEXTS)[row], mean / mean.norm(), rtol=1e-4, atol=1e-5)
+    model = backbone.classifier(num_labels=3)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert isinstance(loaded, MeanPooledForSequenceClassification) and loaded.config.num_labels == 3
+    torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-6)
+    loss = model(**inputs, labels=torch.tensor([0, 1, 2, 0])).loss
+    expected = nn.functional.cross_entropy(model(**inputs).logits, torch.tensor([0, 1, 2, 0]))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_bad_backbones_are_refused() -> None:
+    with pytest.raises(ValueError, match="'max'.*'mean'"):
+        FrozenBackbone.from_pretrained(tiny_backbone_folder(), pooling="max")
+    folder = tiny_backbone_folder()
+    with pytest.raises(ValueError, match="no head that can be imprinted"):
+        FrozenBackbone(AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), folder)
+    with pytest.raises(ValueError, match="one stack of layers"):
+        tiny_backbone().upper(["classifier"])
