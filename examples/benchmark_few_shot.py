@@ -32,11 +32,13 @@ from mcdi_hf import (
     load_trajectories,
     train_shared_adapter,
 )
+from mcdi_hf.adapters.head import class_means, imprint_head
 from mcdi_hf.adapters.layout import AdapterLayout
+from mcdi_hf.backbones import EncodedExamples
 from mcdi_hf.evaluation.episodes import query_accuracy, support_texts
 from mcdi_hf.evaluation.gradient import gradient_lora
 from mcdi_hf.trajectories.dataset import final_adapters
-from mcdi_hf.trajectories.shared import imprinted_logits, initial_adapter
+from mcdi_hf.trajectories.shared import initial_adapter, rows_and_labels
 
 
 TRAIN = ["banking", "credit_cards", "kitchen_and_dining", "home", "auto_and_commute", "travel"]
@@ -85,13 +87,18 @@ class Split:
         return EpisodeSampler(self.support, (ways, ways), (shots, shots), self.queries, seed, self.query)
 
 
-def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    return (logits.argmax(dim=-1) == labels).float().mean().item()
-
-
-@torch.no_grad()
-def imprinted_accuracy(stacked: StackedLora, tensors: dict, scale: float, examples, task: Task) -> float:
-    return accuracy(*imprinted_logits(stacked, tensors, scale, examples, task))
+def imprinted_accuracy(
+    stacked: StackedLora, tensors: dict[str, torch.Tensor], scale: float, examples: EncodedExamples, task: Task
+) -> float:
+    """The accuracy of one adapter with a head imprinted from the task's support."""
+    support, labels = rows_and_labels(task.support)
+    query, query_labels = rows_and_labels(task.query)
+    features = stacked.features_of_all(tensors, examples, torch.cat([support, query]))
+    seen, asked = features.split([len(support), len(query)])
+    means = class_means(seen[None], labels[None], len(task.classes))
+    head = imprint_head(means, scale, torch.ones(1, len(task.classes), dtype=torch.bool))
+    logits = stacked.apply_head(dict(zip(stacked.layout.head_keys, head)), asked[None])
+    return (logits[0].argmax(dim=-1) == query_labels).float().mean().item()
 
 
 class Benchmark:

@@ -88,6 +88,18 @@ def shared_start(args: argparse.Namespace, stacked: StackedLora, examples, rows:
     return tensors, tensors.pop("imprint_scale").item()
 
 
+def check_settings(args: argparse.Namespace) -> None:
+    """Refuse to continue a run of other settings: its stacks would be mixed with this one's."""
+    settings = {key: value for key, value in vars(args).items() if key not in ("output_dir", "num_tasks")}
+    path = args.output_dir / "settings.json"
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        different = [key for key, value in settings.items() if earlier.get(key) != value]
+        if different:
+            raise ValueError(f"{args.output_dir} holds a run of other {', '.join(different)}: choose another folder.")
+    write_whole(path, lambda part: part.write_text(json.dumps(settings, indent=1)))
+
+
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file or a folder under another name and move it into place, so that it is never seen half."""
     part = path.with_name(path.name + ".part")
@@ -101,6 +113,7 @@ def main() -> None:
     args = parse_args()
     disable_progress_bar()  # one bar for the run, none for each stack
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    check_settings(args)
     name = args.pretrained_model_name_or_path or installed_backbone()
     backbone = FrozenBackbone.from_pretrained(name, pooling=args.pooling, name_or_path=args.base_model_name)
     lora_config = LoraConfig(

@@ -8,6 +8,7 @@ Every draw depends on the seed and the step's number only. So a run that is inte
 """
 
 import argparse
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -161,7 +162,8 @@ def build_pipeline(args: argparse.Namespace, data: Data) -> MCDiPipeline:
         loss_weighting=args.loss_weighting,
         **(targets | OBJECTIVES[args.objective]),
     )
-    pipe = MCDiPipeline(denoiser, task_encoder, data.codec, scheduler, num_inference_steps=args.num_inference_steps)
+    codec = copy.deepcopy(data.codec)  # the batches are made on the CPU, wherever the pipeline is
+    pipe = MCDiPipeline(denoiser, task_encoder, codec, scheduler, num_inference_steps=args.num_inference_steps)
     pipe.backbone = data.backbone
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -178,111 +180,109 @@ def validate(pipe: MCDiPipeline, data: Data, strength: float) -> dict[str, float
     return scores
 
 
-def main() -> None:
-    args = parse_args()
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        log_with=args.report_to,
-        project_config=ProjectConfiguration(
-            project_dir=str(args.output_dir),
-            automatic_checkpoint_naming=True,
-            total_limit=args.checkpoints_total_limit,
-        ),
-    )
-    data = Data(args)
-    pipe = build_pipeline(args, data)
-    if args.gradient_checkpointing:
-        pipe.denoiser.enable_gradient_checkpointing()
-    model = ConditionalDenoiser(pipe.task_encoder, pipe.denoiser)
-    outer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[args.outer_optimizer]
-    optimizer = outer(model.parameters(), lr=args.learning_rate)
-    schedule = get_scheduler(
-        args.lr_scheduler,
-        optimizer,
-        num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
-        num_training_steps=args.max_train_steps * accelerator.num_processes,
-    )
-    # evaluation_mode: no DDP, which would average the gradients of different tasks
-    model = accelerator.unwrap_model(
-        accelerator.prepare_model(model, evaluation_mode=True), keep_fp32_wrapper=False
-    ).train()
-    optimizer, schedule = accelerator.prepare(optimizer, schedule)
-    ema = EMAModel(model.parameters(), decay=args.ema_decay)
-    progress = Progress()
-    accelerator.register_for_checkpointing(progress, ema)
-    if args.resume_from_checkpoint:
-        latest = args.resume_from_checkpoint == "latest"
-        accelerator.load_state(None if latest else args.resume_from_checkpoint)
-        accelerator.project_configuration.iteration = progress.step // args.checkpointing_steps
-    if args.report_to:
-        accelerator.init_trackers("mcdi", config={key: str(value) for key, value in vars(args).items()})
+class Run:
+    """Meta-training, with all that a checkpoint must hold."""
 
-    logger.info("***** Running training *****")
-    if accelerator.is_main_process and progress.step == 0:
-        report(0, 0.0, validate(pipe, data, strength=0.0))
-    bar = tqdm(
-        total=args.max_train_steps,
-        initial=progress.step,
-        desc=args.objective,
-        disable=not accelerator.is_main_process,
-    )
-    while progress.step < args.max_train_steps:
-        # The tasks of a step are those that it would have on any number of processes.
-        order = np.random.default_rng((args.seed, progress.step)).choice(len(data.batches), args.tasks_per_step)
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            log_with=args.report_to,
+            project_config=ProjectConfiguration(
+                project_dir=str(args.output_dir),
+                automatic_checkpoint_naming=True,
+                total_limit=args.checkpoints_total_limit,
+            ),
+        )
+        self.data = Data(args)
+        self.pipe = build_pipeline(args, self.data).to(self.accelerator.device)
+        if args.gradient_checkpointing:
+            self.pipe.denoiser.enable_gradient_checkpointing()
+        # evaluation_mode: no DDP, which would average the gradients of different tasks
+        model = ConditionalDenoiser(self.pipe.task_encoder, self.pipe.denoiser)
+        model = self.accelerator.prepare_model(model, evaluation_mode=True)
+        self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False).train()
+        outer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[args.outer_optimizer]
+        optimizer = outer(self.model.parameters(), lr=args.learning_rate)
+        schedule = get_scheduler(
+            args.lr_scheduler,
+            optimizer,
+            num_warmup_steps=args.lr_warmup_steps * self.accelerator.num_processes,
+            num_training_steps=args.max_train_steps * self.accelerator.num_processes,
+        )
+        self.optimizer, self.schedule = self.accelerator.prepare(optimizer, schedule)
+        self.ema = EMAModel(self.model.parameters(), decay=args.ema_decay)
+        self.progress = Progress()
+        self.accelerator.register_for_checkpointing(self.progress, self.ema)
+
+    def resume(self, checkpoint: str) -> None:
+        self.accelerator.load_state(None if checkpoint == "latest" else checkpoint)
+        # else Accelerate would number its checkpoints from 0 again
+        self.accelerator.project_configuration.iteration = self.progress.step // self.args.checkpointing_steps
+
+    def train(self) -> None:
+        args, progress = self.args, self.progress
+        main = self.accelerator.is_main_process
+        logger.info("***** Running training *****")
+        if main and progress.step == 0:
+            report(0, 0.0, validate(self.pipe, self.data, strength=0.0))
+        bar = tqdm(total=args.max_train_steps, initial=progress.step, desc=args.objective, disable=not main)
+        while progress.step < args.max_train_steps:
+            loss = self.outer_step()
+            progress.step += 1
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.4f}", best=f"{progress.best:.4f}")
+            self.accelerator.log({"loss": loss, "lr": self.schedule.get_last_lr()[0]}, step=progress.step)
+            if progress.step % args.validation_steps == 0 or progress.step == args.max_train_steps:
+                self.keep_if_best()
+            if progress.step % args.checkpointing_steps == 0:
+                self.accelerator.save_state()
+        bar.close()
+
+    def outer_step(self) -> float:
+        """One REPTILE step on tasks that are the same on any number of processes."""
+        args, step = self.args, self.progress.step
+        order = np.random.default_rng((args.seed, step)).choice(len(self.data.batches), args.tasks_per_step)
 
         def task_loss(clone: torch.nn.Module, task: int, inner_step: int) -> torch.Tensor:
-            seed = (args.seed, progress.step, task, inner_step)
-            random = np.random.default_rng(seed)
+            random = np.random.default_rng((args.seed, step, task, inner_step))
             generator = torch.Generator().manual_seed(int(random.integers(2**62)))
-            batch = data.batches.draw(int(order[task]), random).to(accelerator.device)
-            return local_consistency_loss(clone, pipe.scheduler, batch, generator)
+            batch = self.data.batches.draw(int(order[task]), random).to(self.accelerator.device)
+            return local_consistency_loss(clone, self.pipe.scheduler, batch, generator)
 
         loss = reptile_step(
-            accelerator,
-            model,
-            optimizer,
+            self.accelerator,
+            self.model,
+            self.optimizer,
             args.tasks_per_step,
             task_loss,
             args.inner_steps,
             args.inner_learning_rate,
             args.max_grad_norm,
         )
-        schedule.step()
-        ema.step(model.parameters())
-        progress.step += 1
-        bar.update()
-        bar.set_postfix(loss=f"{loss:.4f}", best=f"{progress.best:.4f}")
-        accelerator.log({"loss": loss, "lr": schedule.get_last_lr()[0]}, step=progress.step)
-        if progress.step % args.validation_steps == 0 or progress.step == args.max_train_steps:
-            keep_if_best(accelerator, args, pipe, data, model, ema, progress)
-        if progress.step % args.checkpointing_steps == 0:
-            accelerator.save_state()
-    bar.close()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        print(f"best mean validation accuracy {progress.best:.4f}; the pipeline is in {args.output_dir / 'pipeline'}")
-        if args.push_to_hub:
-            MCDiPipeline.from_pretrained(args.output_dir / "pipeline").push_to_hub(args.hub_model_id)
-    accelerator.end_training()
+        self.schedule.step()
+        self.ema.step(self.model.parameters())
+        return loss
 
-
-def keep_if_best(accelerator, args, pipe, data, model, ema, progress) -> None:
-    """Validate the averaged weights, and save them as a pipeline if they are the best so far."""
-    ema.store(model.parameters())
-    ema.copy_to(model.parameters())
-    model.eval()
-    for strength in args.strengths:
-        scores = validate(pipe, data, strength)
-        mean = float(np.mean(list(scores.values())))
-        accelerator.log({f"{kind}, strength {strength}": score for kind, score in scores.items()}, step=progress.step)
-        if accelerator.is_main_process:
-            report(progress.step, strength, scores)
-            if mean > progress.best:
-                pipe.register_to_config(strength=strength)
-                save_whole(pipe, args.output_dir / "pipeline")
-        progress.best = max(progress.best, mean)
-    model.train()
-    ema.restore(model.parameters())
+    def keep_if_best(self) -> None:
+        """Validate the averaged weights, and save them as a pipeline if they are the best so far."""
+        progress = self.progress
+        self.ema.store(self.model.parameters())
+        self.ema.copy_to(self.model.parameters())
+        self.model.eval()
+        for strength in self.args.strengths:
+            scores = validate(self.pipe, self.data, strength)
+            mean = float(np.mean(list(scores.values())))
+            named = {f"{kind}, strength {strength}": score for kind, score in scores.items()}
+            self.accelerator.log(named, step=progress.step)
+            if self.accelerator.is_main_process:
+                report(progress.step, strength, scores)
+                if mean > progress.best:
+                    self.pipe.register_to_config(strength=strength)
+                    save_whole(self.pipe, self.args.output_dir / "pipeline")
+            progress.best = max(progress.best, mean)
+        self.model.train()
+        self.ema.restore(self.model.parameters())
 
 
 def report(step: int, strength: float, scores: dict[str, float]) -> None:
@@ -296,6 +296,25 @@ def save_whole(pipe: MCDiPipeline, folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     part.rename(folder)
+
+
+def main() -> None:
+    args = parse_args()
+    if args.push_to_hub and not args.hub_model_id:
+        raise ValueError("--push_to_hub needs --hub_model_id.")
+    run = Run(args)
+    if args.resume_from_checkpoint:
+        run.resume(args.resume_from_checkpoint)
+    if args.report_to:
+        run.accelerator.init_trackers("mcdi", config={key: str(value) for key, value in vars(args).items()})
+    run.train()
+    run.accelerator.wait_for_everyone()
+    if run.accelerator.is_main_process:
+        folder = args.output_dir / "pipeline"
+        print(f"best mean validation accuracy {run.progress.best:.4f}; the pipeline is in {folder}")
+        if args.push_to_hub:
+            MCDiPipeline.from_pretrained(folder).push_to_hub(args.hub_model_id)
+    run.accelerator.end_training()
 
 
 if __name__ == "__main__":

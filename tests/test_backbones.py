@@ -25,6 +25,23 @@ def test_lower_and_upper_layers_make_the_whole(pooling: str, first: int) -> None
     torch.testing.assert_close(upper(**examples[torch.tensor([1])]).logits, whole[1:2], rtol=1e-5, atol=1e-6)
 
 
+def test_the_tokenizer_may_prefer_to_pad_on_the_left() -> None:
+    backbone = tiny_backbone()
+    names = ["backbone.encoder.layer.1.attention.self.query"]
+    expected = backbone.lower(names)(TEXTS)
+    backbone.tokenizer.padding_side = "left"
+    found = backbone.lower(names)(TEXTS)
+    assert found.hidden_states.equal(expected.hidden_states) and found.attention_mask.equal(expected.attention_mask)
+
+
+def test_no_weight_of_a_backbone_is_trainable() -> None:
+    backbone = tiny_backbone()
+    upper = backbone.upper(["backbone.encoder.layer.1.attention.self.query"])
+    assert not [
+        name for name, value in (*backbone.model.named_parameters(), *upper.named_parameters()) if value.requires_grad
+    ]
+
+
 def test_fingerprint_is_of_the_weights_and_not_of_the_name() -> None:
     folder = tiny_backbone_folder()
     backbone = FrozenBackbone.from_pretrained(folder, name_or_path="somebody/else")

@@ -1,4 +1,5 @@
 import pytest
+from datasets import Dataset
 from tiny import tiny_dataset
 
 from mcdi_hf import EpisodeSampler, LabelledRows
@@ -43,6 +44,16 @@ def test_a_leak_between_splits_is_named() -> None:
     check_disjoint(train=north, test=rest)
     with pytest.raises(ValueError, match="train and test share the classes.*class_4"):
         check_disjoint(train=north, validation=rest, test=LabelledRows(dataset.select(range(32, 40)), "label"))
+
+
+def test_one_class_in_two_groups_is_refused() -> None:
+    """It would keep the rows of the last group only, and tasks of the others would be given those."""
+    rows = tiny_dataset().to_dict()
+    rows["domain"][0] = 2
+    dataset = Dataset.from_dict(rows, features=tiny_dataset().features)
+    with pytest.raises(ValueError, match="'class_0' lies in the groups 'north' and 'west'"):
+        LabelledRows(dataset, "label", "domain")
+    assert LabelledRows(dataset, "label", "domain", span=range(1, 96)).groups["north"][0] == "class_0"
 
 
 @pytest.mark.parametrize(

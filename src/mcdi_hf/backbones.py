@@ -198,7 +198,9 @@ class LowerLayers:
         hidden_states = mask = None
         for rows in order.split(batch_size):
             batch = tokenizer.pad(
-                {key: [values[row] for row in rows.tolist()] for key, values in tokens.items()}, return_tensors="pt"
+                {key: [values[row] for row in rows.tolist()] for key, values in tokens.items()},
+                padding_side="right",  # rows are cut behind their last token, whatever side the tokenizer prefers
+                return_tensors="pt",
             ).to(self.backbone.device)
             self.model.base_model(**batch)
             states, self.capture.states = self.capture.states, None

@@ -54,6 +54,12 @@ class LabelledRows:
             if span is not None:
                 members = members[(members >= span.start) & (members < span.stop)]
             for label in np.unique(labels[members]):
+                if names[label] in self.rows:
+                    first = next(other for other, classes in self.groups.items() if names[label] in classes)
+                    raise ValueError(
+                        f"The class {names[label]!r} lies in the groups {first!r} and {group!r}: a task of one would be "
+                        f"given rows of the other. Name its classes apart."
+                    )
                 self.groups.setdefault(group, []).append(names[label])
                 self.rows[names[label]] = members[labels[members] == label]
         if not self.rows:

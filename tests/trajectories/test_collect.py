@@ -61,7 +61,7 @@ def test_a_stack_equals_sequential_runs_of_peft_and_adam(setting) -> None:
         optimizer = torch.optim.Adam(parameters.values(), lr=0.02)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=7)
         random = np.random.default_rng((0, number))
-        kept = []
+        kept, losses = [], []
         for step in range(1, 8):
             pick = random.choice(len(support), size=6, replace=len(support) < 6)
             batch = tokenize(backbone, [texts[index] for index in support[pick]])
@@ -72,8 +72,10 @@ def test_a_stack_equals_sequential_runs_of_peft_and_adam(setting) -> None:
             schedule.step()
             if step in (2, 5, 7):
                 kept.append({key: value.detach().clone() for key, value in parameters.items()})
+                losses.append(loss.item())
         found = split_weights(torch.from_numpy(row["weights"]), ways, stacked.layout)
         assert row["steps"] == [2, 5, 7] and row["classes"] == list(task.classes)
+        assert row["losses"] == pytest.approx(losses, rel=1e-3, abs=1e-5)
         for target, expected in enumerate(kept):
             assert expected.keys() == found.keys()
             for key, value in expected.items():
@@ -103,6 +105,17 @@ def test_trajectories_survive_the_disk_and_another_layout_is_refused(setting, tm
         load_trajectories(str(tmp_path / "all"), other)
 
 
+def test_a_first_adapter_is_as_peft_makes_it(setting) -> None:
+    layout = setting[2].layout
+    tensors, again, other = (initial_adapter(layout, seed) for seed in (0, 0, 1))
+    for key, shape in layout.lora_shapes.items():
+        assert tensors[key].shape == (1, *shape) and tensors[key].equal(again[key])
+        if "lora_B" in key:
+            assert (tensors[key] == 0).all()
+        else:  # uniform within 1 / sqrt(16)
+            assert 0.2 < tensors[key].abs().max() <= 0.25 and not tensors[key].equal(other[key])
+
+
 def test_divergence_is_an_error(setting) -> None:
     _, _, stacked, _, examples, sampler = setting
     settings = TrajectorySettings(num_steps=3, num_targets=1, batch_size=4, learning_rate=1e30)
@@ -117,4 +130,4 @@ def test_the_shared_adapter_learns(setting) -> None:
         stacked, examples, sampler, 60, 0.02, on_step=lambda step, loss: losses.append(loss)
     )
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
-    assert tensors.keys() == stacked.layout.lora_shapes.keys() and scale > 0
+    assert tensors.keys() == stacked.layout.lora_shapes.keys() and abs(scale - 10) > 0.1  # learnt along

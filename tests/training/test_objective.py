@@ -1,0 +1,135 @@
+import pytest
+import torch
+from tiny import tiny_backbone, tiny_lora_config
+
+from mcdi_hf import AdapterCodec, LocalConsistencyScheduler, MCDiDenoiser, TaskEncoder
+from mcdi_hf.training.objective import OBJECTIVES, ConditionalDenoiser, TrainingBatch, local_consistency_loss
+
+
+TARGETS, STEPS, WAYS, DIM = 3, 20, 3, 16
+
+
+@pytest.fixture(scope="module")
+def codec() -> AdapterCodec:
+    backbone = tiny_backbone()
+    return AdapterCodec.from_backbone(backbone, tiny_lora_config(), token_dim=backbone.feature_dim + 4)
+
+
+@pytest.fixture
+def model(codec: AdapterCodec) -> ConditionalDenoiser:
+    """A real network; the zeros that it starts from would hide most of it."""
+    torch.manual_seed(0)
+    feature_dim = codec.layout.feature_dim
+    denoiser = MCDiDenoiser.from_layout(codec.layout, cond_dim=DIM, dim=DIM, num_layers=2, num_heads=2)
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return ConditionalDenoiser(TaskEncoder(feature_dim, DIM), denoiser)
+
+
+def make_batch(codec: AdapterCodec, rows: int = 48, ways: tuple[int, ...] = (WAYS,)) -> TrainingBatch:
+    """Random targets and support sets; the rows take the numbers of classes in turn, padded to the greatest."""
+    generator = torch.Generator().manual_seed(1)
+    counts = torch.tensor(ways).repeat(rows)[:rows]
+    class_mask = torch.arange(max(ways)) < counts[:, None]
+    labels = torch.arange(max(ways)).repeat(rows, 2)
+    tokens = codec.num_lora_tokens + max(ways)
+    token_mask = codec.token_mask(class_mask)
+    targets = torch.randn(rows, TARGETS, tokens, codec.layout.token_dim, generator=generator) * token_mask[:, None]
+    features = torch.randn(rows, labels.shape[1], codec.layout.feature_dim, generator=generator)
+    return TrainingBatch(targets, token_mask, features, labels.where(labels < counts[:, None], -1), class_mask)
+
+
+def make_scheduler(objective: str, **options) -> LocalConsistencyScheduler:
+    return LocalConsistencyScheduler(STEPS, **({"num_segments": TARGETS} | OBJECTIVES[objective] | options))
+
+
+def loss_of(model: torch.nn.Module, scheduler: LocalConsistencyScheduler, batch: TrainingBatch) -> torch.Tensor:
+    return local_consistency_loss(model, scheduler, batch, torch.Generator().manual_seed(5))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("objective", "boundaries", "first"), [("mc", (13, 7, 0), 0), ("mv", (0,), 2), ("tw", (0, 0, 0), 0)]
+)
+def test_the_loss_is_the_formula_of_the_paper(
+    codec: AdapterCodec, model: ConditionalDenoiser, objective: str, boundaries: tuple[int, ...], first: int
+) -> None:
+    """mc owns tau_i = T - round(i T / k); mv has the last target only, and DDPM's loss weighted by 1 - abar; tw noises
+    every target along the whole chain."""
+    batch = make_batch(codec)
+    rows = len(batch.targets)
+    generator = torch.Generator().manual_seed(5)
+    segment = torch.randint(1, len(boundaries) + 1, (rows,), generator=generator)
+    tau = torch.tensor(boundaries)[segment - 1]
+    t = tau + (torch.rand(rows, generator=generator) * (STEPS - tau)).long()
+    eps = torch.randn(batch.targets[:, 0].shape, generator=generator)
+    assert set(segment.tolist()) == set(range(1, len(boundaries) + 1))
+
+    abar = torch.cat([torch.ones(1), (1 - torch.linspace(0.01, 0.45, STEPS)).cumprod(0)])  # abar[-1] = 1 comes first
+    level = abar[t + 1].view(-1, 1, 1)
+    local = level / abar[tau].view(-1, 1, 1)
+    theta = batch.targets[torch.arange(rows), first + segment - 1]
+    x_t = local.sqrt() * theta + (1 - local).sqrt() * eps
+    error = (1 - local).sqrt() * model(x_t, t, batch) - (1 - level).sqrt() * eps
+    lora, head = batch.token_mask.clone(), batch.token_mask.clone()
+    lora[:, -WAYS:], head[:, :-WAYS] = False, False
+    expected = (error[lora].square().mean() + error[head].square().mean()) / 2
+    torch.testing.assert_close(loss_of(model, make_scheduler(objective), batch), expected, rtol=1e-4, atol=0)
+
+
+@torch.no_grad()
+def test_only_mv_ignores_the_earlier_targets(codec: AdapterCodec, model: ConditionalDenoiser) -> None:
+    batch, changed = make_batch(codec), make_batch(codec)
+    changed.targets[:, :-1] += 1
+    same = {
+        name: loss_of(model, make_scheduler(name), batch) == loss_of(model, make_scheduler(name), changed)
+        for name in OBJECTIVES
+    }
+    assert same == {"mc": False, "mv": True, "tw": False}
+
+
+@torch.no_grad()
+def test_padding_does_not_count(codec: AdapterCodec, model: ConditionalDenoiser) -> None:
+    batch, changed = (make_batch(codec, ways=(2, WAYS)) for _ in range(2))
+    padding = ~batch.token_mask[:, None].expand_as(batch.targets)
+    changed.targets[padding] = 50.0
+    changed.features[batch.labels < 0] = 50.0
+    scheduler = make_scheduler("mc", prediction_type="sample")
+    assert padding[:, :, -1].all(dim=-1).any()  # a class that is not there, and not only the ends of tokens
+    torch.testing.assert_close(loss_of(model, scheduler, changed), loss_of(model, scheduler, batch))
+    changed.targets[:, :, -WAYS, 0] = 50.0
+    assert loss_of(model, scheduler, changed) > 2 * loss_of(model, scheduler, batch)
+
+
+class Answer(torch.nn.Module):
+    """A network that knows the answer by heart."""
+
+    def __init__(self, answer: torch.Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, sample: torch.Tensor, timesteps: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
+        return self.answer
+
+
+@pytest.mark.parametrize(("lora_error", "head_error", "expected"), [(0, 0, 0.0), (2, 0, 2.0), (0, 4, 8.0)])
+def test_matrices_and_head_count_half_each(
+    codec: AdapterCodec, lora_error: int, head_error: int, expected: float
+) -> None:
+    # One segment, the sample predicted, unit weights: the answer is the last target itself.
+    batch = make_batch(codec, ways=(2, WAYS))
+    answer = batch.targets[:, -1].clone()
+    answer[:, :-WAYS] += lora_error
+    answer[:, -WAYS:] += head_error
+    scheduler = make_scheduler("mv", prediction_type="sample", loss_weighting="unit")
+    assert loss_of(Answer(answer), scheduler, batch).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_wrong_number_of_segments_is_refused(codec: AdapterCodec, model: ConditionalDenoiser) -> None:
+    with pytest.raises(ValueError, match="2 segments and a task 3 local targets"):
+        loss_of(model, make_scheduler("mc", num_segments=2), make_batch(codec))
+
+
+def test_gradients_reach_every_parameter(codec: AdapterCodec, model: ConditionalDenoiser) -> None:
+    loss_of(model, make_scheduler("mc"), make_batch(codec, ways=(2, WAYS))).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []

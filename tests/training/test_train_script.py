@@ -1,0 +1,168 @@
+"""The two scripts from raw data to a pipeline, as a user runs them, on a tiny backbone and data set."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value, load_from_disk
+from safetensors.torch import load_file
+from tiny import tiny_backbone
+
+from mcdi_hf import MCDiPipeline
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+DOMAINS, CLASSES = ["north", "south", "west"], 4
+LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+
+
+def call(*command: str | Path) -> str:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, *map(str, command)]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def write_source(folder: Path, words: list[str]) -> None:
+    """Every class has two words of its own among others that say nothing."""
+    random = np.random.default_rng(0)
+    names = [f"{domain}_{number}" for domain in DOMAINS for number in range(CLASSES)]
+    features = Features(
+        {"text": Value("string"), "label": ClassLabel(names=names), "domain": ClassLabel(names=DOMAINS)}
+    )
+    for split, count in {"train": 8, "validation": 3, "test": 3}.items():
+        rows = []
+        for label in np.repeat(np.arange(len(names)), count).tolist():
+            own = [words[2 * label % len(words)], words[(2 * label + 1) % len(words)]]
+            text = " ".join(own + random.choice(words, size=random.integers(1, 5)).tolist())
+            rows.append({"text": text, "label": label, "domain": label // CLASSES})
+        Dataset.from_list(rows, features=features).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+
+
+@dataclass
+class Runs:
+    """Everything that the tests below look at, made by five subprocesses."""
+
+    backbone: Path
+    trajectories: Path
+    straight: Path
+    resumed: Path
+    spread: Path
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
+    """The backbone's folder, the folder of the trajectories, and the command that made them."""
+    root = tmp_path_factory.mktemp("scripts")
+    backbone = tiny_backbone()
+    backbone.model.base_model.save_pretrained(root / "backbone")
+    backbone.tokenizer.save_pretrained(root / "backbone")
+    (root / "source" / "data").mkdir(parents=True)
+    write_source(root / "source", sorted(word for word in backbone.tokenizer.get_vocab() if word.isalpha()))
+    command = [EXAMPLES / "collect_trajectories.py"]
+    command += ["--pretrained_model_name_or_path", root / "backbone", "--base_model_name", root / "backbone"]
+    command += ["--dataset_name", root / "source", "--group_column", "domain", "--train_groups", *DOMAINS[:2]]
+    command += "--ways 2 3 --examples_per_class 6 --rank 2 --layers 1 --shared_steps 3".split()
+    command += ["--token_dim", backbone.feature_dim + 4, "--output_dir", root / "collected"]
+    command += "--num_tasks 4 --stack_size 2 --train_batch_size 4 --max_train_steps 6".split()
+    call(*command)
+    return root / "backbone", root / "collected", command
+
+
+@pytest.fixture(scope="module")
+def runs(collected: tuple[Path, Path, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    root = tmp_path_factory.mktemp("runs")
+    backbone, trajectories, _ = collected
+    script = EXAMPLES / "train_mcdi.py"
+    options = ["--pretrained_model_name_or_path", backbone, "--trajectories", trajectories / "trajectories"]
+    options += ["--validation_groups", DOMAINS[2], "--validation_tasks", "2x1", "3x2", "--num_validation_episodes", 2]
+    options += "--dim 16 --num_layers 1 --shots 1 3 --train_batch_size 2 --tasks_per_step 3 --inner_steps 2".split()
+    options += "--max_train_steps 6 --lr_warmup_steps 2 --validation_steps 3 --checkpointing_steps 2".split()
+    options += ["--checkpoints_total_limit", 9, "--output_dir"]
+    found = Runs(backbone, trajectories, root / "straight", root / "resumed", root / "spread")
+    call(script, *options, found.straight)
+    # What a run that was stopped after its second step leaves behind.
+    shutil.copytree(checkpoint(found.straight, 0), checkpoint(found.resumed, 0))
+    call(script, *options, found.resumed, "--resume_from_checkpoint", "latest")
+    call(*LAUNCH, "--num_processes", 2, script, *options, found.spread)
+    return found
+
+
+def checkpoint(run: Path, number: int) -> Path:
+    return run / "checkpoints" / f"checkpoint_{number}"
+
+
+def pipeline_tensors(run: Path) -> dict[str, torch.Tensor]:
+    files = sorted((run / "pipeline").glob("*/*.safetensors"))
+    return {f"{file.parent.name}.{key}": value for file in files for key, value in load_file(file).items()}
+
+
+def test_an_interrupted_collection_continues_to_the_same_trajectories(collected: tuple[Path, Path, list[str]]) -> None:
+    _, folder, command = collected
+    before = load_from_disk(str(folder / "trajectories")).with_format("numpy")
+    kept = folder / "stacks" / "000000" / "data-00000-of-00001.arrow"
+    written = kept.stat().st_mtime_ns
+    shutil.rmtree(folder / "trajectories")
+    shutil.move(folder / "stacks" / "000002", folder / "stacks" / "000002.part")  # stopped while writing
+    assert "4 trajectories" in call(*command)
+    after = load_from_disk(str(folder / "trajectories")).with_format("numpy")
+    assert before["task"][:].tolist() == after["task"][:].tolist() == [0, 1, 2, 3]
+    assert all(one["weights"].tobytes() == two["weights"].tobytes() for one, two in zip(before, after))
+    assert np.ptp(after[0]["weights"], axis=0).any() and before.info.description == after.info.description
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_weights_move_from_checkpoint_to_checkpoint(runs: Runs) -> None:
+    folders = [checkpoint(runs.straight, number) for number in range(3)]
+    steps = [torch.load(folder / "custom_checkpoint_0.pkl", weights_only=False)["step"] for folder in folders]
+    assert steps == [2, 4, 6]
+    weights = [load_file(folder / "model.safetensors")["denoiser.head_out.weight"] for folder in folders]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+
+
+def test_a_resumed_run_is_the_straight_run_bit_for_bit(runs: Runs) -> None:
+    straight, resumed = pipeline_tensors(runs.straight), pipeline_tensors(runs.resumed)
+    assert {key.split(".")[0] for key in straight} == {"codec", "denoiser", "task_encoder"}
+    torch.testing.assert_close(resumed, straight, rtol=0, atol=0)
+    indices = [(run / "pipeline" / "model_index.json").read_text() for run in (runs.straight, runs.resumed)]
+    assert indices[0] == indices[1]
+    # The pipeline may be the one of step 3; the last checkpoint goes on to the end, with all of the run's state.
+    last, last_resumed = checkpoint(runs.straight, 2), checkpoint(runs.resumed, 2)
+    assert (last / "model.safetensors").read_bytes() == (last_resumed / "model.safetensors").read_bytes()
+    for name in ("optimizer.bin", "scheduler.bin", "custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl"):
+        one, two = (torch.load(folder / name, weights_only=False) for folder in (last, last_resumed))
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def test_two_processes_train_what_one_does(runs: Runs) -> None:
+    assert (checkpoint(runs.spread, 2) / "random_states_1.pkl").exists()  # the second process was there
+    assert not (checkpoint(runs.straight, 2) / "random_states_1.pkl").exists()
+    one, two = (load_file(checkpoint(run, 2) / "model.safetensors") for run in (runs.straight, runs.spread))
+    start = load_file(checkpoint(runs.straight, 0) / "model.safetensors")
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
+    assert max((one[key] - start[key]).abs().max().item() for key in one) > 1e-4
+    torch.testing.assert_close(pipeline_tensors(runs.straight), pipeline_tensors(runs.spread), rtol=0, atol=1e-5)
+
+
+def test_the_trained_pipeline_loads_and_generates(runs: Runs) -> None:
+    pipe = MCDiPipeline.from_pretrained(runs.straight / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    description = json.loads(load_from_disk(str(runs.trajectories / "trajectories")).info.description)
+    assert pipe.codec.config.base_model == description["base_model"]
+    assert pipe.config.num_inference_steps == 4 and pipe.config.strength in (0.5, 1.0)
+    assert pipe.scheduler.config.num_segments == description["settings"]["num_targets"]
+    support = {"one": ["a b", "c"], "two": ["d"], "three": ["e f g"]}
+    (adapter,) = pipe(support, generator=torch.Generator().manual_seed(0)).adapters
+    free = pipe.baseline(support)
+    assert adapter.labels == list(support)
+    assert set(adapter.tensors) == set(pipe.codec.layout.keys)
+    assert all(torch.isfinite(value).all() for value in adapter.tensors.values())
+    assert all(not torch.equal(adapter.tensors[key], free.tensors[key]) for key in adapter.tensors)
