@@ -64,6 +64,12 @@ def test_one_class_in_two_groups_is_refused() -> None:
         (lambda data: LabelledRows(data.select([]), "label"), "no row"),
         (lambda data: EpisodeSampler(LabelledRows(data, "label", "domain"), (2, 5), (1, 1), 1), "has 5 classes"),
         (lambda data: EpisodeSampler(LabelledRows(data, "label"), (2, 5), (1, 8), 1), "Too few examples for 8 shots"),
+        (
+            lambda data: EpisodeSampler(
+                LabelledRows(data, "label"), (2, 5), (1, 1), 1, 0, LabelledRows(data.select(range(88)), "label")
+            ),
+            "query_rows has no example of.*class_11",
+        ),
     ],
 )
 def test_bad_input_is_refused(make, message: str) -> None:

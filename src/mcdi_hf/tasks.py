@@ -94,6 +94,8 @@ class EpisodeSampler:
             raise ValueError(
                 f"No group has {ways[1]} classes; they have { {g: len(c) for g, c in rows.groups.items()} }."
             )
+        if query_rows is not None and (missing := sorted(set(rows.rows) - set(query_rows.rows))):
+            raise ValueError(f"query_rows has no example of the classes {missing}.")
         short = {name: len(found) for name, found in rows.rows.items() if len(found) < shots[1] + (query_rows is None)}
         if short:
             raise ValueError(f"Too few examples for {shots[1]} shots and a query in the classes {short}.")
