@@ -293,6 +293,19 @@ def print_table(found: dict, title: str, count: int) -> None:
         print(f"{name:<32}" + "".join(f"{f'{m:.3f} ({s:.3f}; +-{c:.3f})':>24}" for m, s, c in map(cells.get, ROWS)))
 
 
+def print_differences(lines: list[dict], name: str) -> None:
+    """One mode minus each rival on the same test episodes, in points; an interval that holds zero is a tie."""
+    print(f"\n{name!r} minus each of the others, points on the same episodes (95 % interval)")
+    own = [[line["accuracy"] for line in lines if (line["ways"], line["shots"]) == row] for row in ROWS]
+    for rival in [rival for rival in own[0][0] if rival != name]:
+        cells = []
+        for episodes in own:
+            gaps = np.array([100 * (episode[name] - episode[rival]) for episode in episodes if rival in episode])
+            half = 1.96 * gaps.std() / len(gaps) ** 0.5
+            cells.append(f"{gaps.mean():+.2f} +-{half:.2f}{' tie' if abs(gaps.mean()) <= half else ''}")
+        print(f"{rival:<32}" + "".join(f"{cell:>24}" for cell in cells))
+
+
 def print_bars(found: dict, times: dict) -> None:
     best = {row: max(found[name][row][0] for name in GENERATED) for row in ROWS}
     over_frozen = min(best[row] - found["frozen + imprinted, mean"][row][0] for row in ROWS)
@@ -327,6 +340,7 @@ def main() -> None:
     found = table(lines, "test")
     print_table(found, "Test (work, small_talk, meta)", args.episodes * len(args.seeds))
     print(f"Gradient LoRA at 5 shots: the first {args.gradient_episodes} episodes of each seed.")
+    print_differences([line for line in lines if line["split"] == "test"], "generated, mean of 8")
     print("\nMedian time from texts to adapter, ms")
     for name in times[ROWS[0]]:
         print(f"{name:<32}" + "".join(f"{times[row][name]:>24.0f}" for row in ROWS))
