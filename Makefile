@@ -7,8 +7,6 @@ SOURCES := examples src tests
 CHOOSE := Install Python 3.11 or newer, or name one: make PYTHON=python3.12 ...
 
 .DEFAULT_GOAL := help
-CLINC150 ?= clinc/clinc150
-
 .PHONY: help quickstart release test quality style clean environment
 
 help: ## Show the targets
@@ -17,7 +15,7 @@ help: ## Show the targets
 quickstart: $(INSTALLED) ## Generate a first adapter with the released pipeline
 	$(VENV)/bin/python examples/quickstart.py
 
-release: $(INSTALLED) ## Make model_cards/mcdi-minilm-intents anew: make release CLINC150=<Hub id or folder>
+release: $(INSTALLED) ## Make model_cards/mcdi-minilm-intents anew: make release CLINC150=<folder or Hub id>
 	examples/release_minilm_intents.sh $(CLINC150)
 
 test: quality ## Check the style and run the tests

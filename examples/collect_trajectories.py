@@ -1,6 +1,6 @@
 """Weight preparation: train a shared start, optimise an adapter for each of many tasks, write the trajectory data set.
 
-    python examples/collect_trajectories.py --dataset_name clinc/clinc150 --label_column intent --group_column domain \
+    python examples/collect_trajectories.py --dataset_name CLINC150 --label_column intent --group_column domain \
         --train_groups banking credit_cards kitchen_and_dining home auto_and_commute travel \
         --output_dir runs/trajectories
 

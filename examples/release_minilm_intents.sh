@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Makes the files of model_cards/mcdi-minilm-intents from CLINC150: trajectories, then the generator.
-#   examples/release_minilm_intents.sh [DATASET]     DATASET is a Hub id or a folder, clinc/clinc150 by default
+#   examples/release_minilm_intents.sh DATASET     DATASET is a folder or Hub id with text, intent, domain
 set -euo pipefail
 cd "$(dirname "$0")/.."
-dataset=${1:-clinc/clinc150}
+dataset=${1:?name the data set: a folder or Hub id of CLINC150 with the columns text, intent and domain}
 runs=runs/mcdi-minilm-intents
 
 .venv/bin/python examples/collect_trajectories.py --dataset_name "$dataset" --label_column intent --group_column domain \

@@ -1,7 +1,7 @@
 """Meta-train a generator on a trajectory data set, with REPTILE under Accelerate, and save it as a pipeline.
 
     accelerate launch examples/train_mcdi.py --trajectories runs/trajectories/trajectories \
-        --dataset_name clinc/clinc150 --validation_groups utility --output_dir runs/mcdi
+        --dataset_name CLINC150 --validation_groups utility --output_dir runs/mcdi
 
 Every draw depends on the seed and the step's number only. So a run that is interrupted and continued with
 `--resume_from_checkpoint latest`, or spread over several processes, gives the same generator.
