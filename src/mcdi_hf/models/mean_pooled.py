@@ -45,7 +45,9 @@ class MeanPooledForSequenceClassification(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_backbone(cls, pretrained_model_name_or_path: str, num_labels: int = 2, **kwargs):
+    def from_backbone(
+        cls, pretrained_model_name_or_path: str, num_labels: int = 2, **kwargs
+    ) -> "MeanPooledForSequenceClassification":
         """Put a new head on a pretrained encoder.
 
         Args:
