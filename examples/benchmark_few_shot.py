@@ -96,7 +96,7 @@ def imprinted_accuracy(
     features = stacked.features_of_all(tensors, examples, torch.cat([support, query]))
     seen, asked = features.split([len(support), len(query)])
     means = class_means(seen[None], labels[None], len(task.classes))
-    head = imprint_head(means, scale, torch.ones(1, len(task.classes), dtype=torch.bool))
+    head = imprint_head(means, scale)
     logits = stacked.apply_head(dict(zip(stacked.layout.head_keys, head)), asked[None])
     return (logits[0].argmax(dim=-1) == query_labels).float().mean().item()
 

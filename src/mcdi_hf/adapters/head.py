@@ -19,7 +19,9 @@ def class_means(features: torch.Tensor, labels: torch.Tensor, num_classes: int) 
     return member @ features / member.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
-def imprint_head(means: torch.Tensor, scale: float, class_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def imprint_head(
+    means: torch.Tensor, scale: float, class_mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A linear head that classifies by the nearest class mean.
 
     The logit of class c is `-scale / 2 * |f - p_c|^2` up to a term that is the same for every class (Snell et al. 2017,
@@ -29,11 +31,14 @@ def imprint_head(means: torch.Tensor, scale: float, class_mask: torch.Tensor) ->
     Args:
         means (`torch.Tensor` of shape `(tasks, classes, feature_dim)`): Class means p_c.
         scale (`float`): How sharp the softmax is.
-        class_mask (`torch.Tensor` of shape `(tasks, classes)`): False marks padding.
+        class_mask (`torch.Tensor` of shape `(tasks, classes)`, *optional*): False marks padding; without it every
+            class is there.
 
     Returns:
         The weight `(tasks, classes, feature_dim)` and the bias `(tasks, classes)`, zero for padding.
     """
+    if class_mask is None:
+        class_mask = torch.ones(means.shape[:2], dtype=torch.bool, device=means.device)
     present = class_mask.unsqueeze(-1).to(means.dtype)
     centre = (means * present).sum(dim=1, keepdim=True) / present.sum(dim=1, keepdim=True)
     weight = (means - centre) * present

@@ -47,7 +47,7 @@ def gradient_lora(
     texts = [text for examples in support.values() for text in examples]
     labels = torch.tensor([index for index, examples in enumerate(support.values()) for _ in examples])
     means = class_means(frozen_features(backbone, texts)[None], labels[None], len(support))
-    head = imprint_head(means, imprint_scale, torch.ones(1, len(support), dtype=torch.bool))
+    head = imprint_head(means, imprint_scale)
     model = backbone.classifier(num_labels=len(support))
     for parameter, value in zip(getattr(model, backbone.head_name).parameters(), head):
         parameter.data.copy_(value[0])

@@ -32,8 +32,6 @@ class TaskEncoder(ModelMixin, ConfigMixin):
         dim (`int`, *optional*, defaults to 256): Width of the tokens.
     """
 
-    _supports_gradient_checkpointing = False
-
     @register_to_config
     def __init__(self, feature_dim: int = 384, dim: int = 256) -> None:
         super().__init__()

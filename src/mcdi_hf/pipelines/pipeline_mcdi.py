@@ -216,8 +216,7 @@ class MCDiPipeline(DiffusionPipeline):
                 progress.update()
 
         # 5. Make one adapter of a task's candidates, and give it the form asked for
-        means = class_means(batch.features, batch.labels, batch.class_mask.shape[1])
-        head = imprint_head(means.to(self.codec.mean.dtype), self.codec.config.imprint_scale, batch.class_mask)
+        head = self._imprint(batch)
         latents = latents * (self.config.strength if strength is None else strength)
         latents, losses = self._combine(latents.unflatten(0, (len(supports), -1)), head, batch, combine)
         if output_type == "latent":
@@ -255,9 +254,8 @@ class MCDiPipeline(DiffusionPipeline):
         """
         (support,) = as_support_sets(support, self.codec.layout.feature_dim)
         batch = self._embed_batch([support], self._execution_device)
-        means = class_means(batch.features, batch.labels, len(support)).to(self.codec.mean.dtype)
-        head = imprint_head(means, self.codec.config.imprint_scale, batch.class_mask)
-        tokens = means.new_zeros(1, self.codec.num_lora_tokens + len(support), self.codec.layout.token_dim)
+        head = self._imprint(batch)
+        tokens = head[0].new_zeros(1, self.codec.num_lora_tokens + len(support), self.codec.layout.token_dim)
         return self._as_adapters(self.codec.decode(tokens, head), [support], 0, 0, None)[0]
 
     def _check_inputs(
@@ -309,6 +307,10 @@ class MCDiPipeline(DiffusionPipeline):
         examples = stacked.encode([text for group in groups for text in group])
         features = stacked.features_of_all(self.codec.mean_adapter(), examples)
         return SupportBatch.pad(supports, features, examples)
+
+    def _imprint(self, batch: SupportBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        means = class_means(batch.features, batch.labels, batch.class_mask.shape[1]).to(self.codec.mean.dtype)
+        return imprint_head(means, self.codec.config.imprint_scale, batch.class_mask)
 
     def _draw_noise(self, supports, num_candidates, generator, dtype, device) -> torch.Tensor:
         """Noise of shape `(tasks * num_candidates, tokens, token_dim)`, task by task and each at its own size, so that

@@ -79,8 +79,7 @@ class TrajectoryBatches:
         for support in self.trajectories["support"][:]:
             rows, labels = self._support(support, random)
             means = class_means(self.features[rows][None], labels[None], len(support))
-            present = torch.ones(1, len(support), dtype=torch.bool)
-            heads.append(imprint_head(means, self.codec.config.imprint_scale, present))
+            heads.append(imprint_head(means, self.codec.config.imprint_scale))
         self.codec.fit_head(final_adapters(self.trajectories, self.codec.layout), heads)
 
     def _support(self, support: list, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:

@@ -48,7 +48,7 @@ def imprinted_logits(
     features = stacked.features(tensors, examples[torch.cat([support, query])])
     support_features, query_features = features.split([len(support), len(query)], dim=1)
     means = class_means(support_features, support_labels.unsqueeze(0), len(task.classes))
-    weight, bias = imprint_head(means, scale, torch.ones(1, len(task.classes), dtype=torch.bool))
+    weight, bias = imprint_head(means, scale)
     head = dict(zip(stacked.layout.head_keys, (weight, bias)))
     return stacked.apply_head(head, query_features)[0], query_labels
 
