@@ -166,3 +166,14 @@ def test_the_trained_pipeline_loads_and_generates(runs: Runs) -> None:
     assert set(adapter.tensors) == set(pipe.codec.layout.keys)
     assert all(torch.isfinite(value).all() for value in adapter.tensors.values())
     assert all(not torch.equal(adapter.tensors[key], free.tensors[key]) for key in adapter.tensors)
+
+
+def test_trajectories_of_another_backbone_are_refused(collected: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
+    _, folder, _ = collected
+    other = tiny_backbone(seed=1)
+    other.model.base_model.save_pretrained(tmp_path / "other")
+    other.tokenizer.save_pretrained(tmp_path / "other")
+    options = ["--pretrained_model_name_or_path", tmp_path / "other", "--trajectories", folder / "trajectories"]
+    with pytest.raises(AssertionError, match=f"weights {other.fingerprint}.*Load the backbone and the revision"):
+        call(EXAMPLES / "train_mcdi.py", *options, "--validation_groups", DOMAINS[2], "--output_dir", tmp_path / "run")
+    assert not (tmp_path / "run" / "pipeline").exists()
