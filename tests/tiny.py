@@ -6,10 +6,25 @@ import shutil
 import string
 import tempfile
 
+import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from PIL import Image as PILImage
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 from mcdi_hf import (
     AdapterCodec,
@@ -57,6 +72,41 @@ def tiny_backbone(pooling: str = "mean", seed: int = 0) -> FrozenBackbone:
     return FrozenBackbone.from_pretrained(tiny_backbone_folder(seed), pooling=pooling)
 
 
+def tiny_image_backbone(family: str = "vit") -> FrozenBackbone:
+    """A random ViT or DINOv2 for images of 8 x 8 pixels."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    if family == "vit":
+        model = ViTForImageClassification(ViTConfig(intermediate_size=32, initializer_range=0.3, **sizes))
+    else:
+        model = Dinov2ForImageClassification(Dinov2Config(mlp_ratio=2, initializer_range=0.3, **sizes))
+    return FrozenBackbone(model, ViTImageProcessorPil(size={"height": 8, "width": 8}), f"tiny/{family}", "default")
+
+
+def tiny_language_model() -> FrozenBackbone:
+    """A random Llama whose words are single letters."""
+    torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", "[EOS]", "Label", ":", *string.ascii_lowercase]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+    )
+    processor = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        eos_token="[EOS]",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    return FrozenBackbone(LlamaForCausalLM(config), processor, "tiny/llama", "last_token")
+
+
 def tiny_lora_config(**overrides) -> LoraConfig:
     settings = {
         "task_type": "SEQ_CLS",
@@ -101,6 +151,27 @@ def tiny_dataset(rows_per_class: int = 8) -> Dataset:
             "text": Value("string"),
             "label": ClassLabel(names=[f"class_{index}" for index in range(12)]),
             "domain": ClassLabel(names=["north", "south", "west"]),
+        }
+    )
+    return Dataset.from_dict(columns, features=features)
+
+
+def tiny_image_dataset(rows_per_class: int = 3) -> Dataset:
+    """Two alphabets of two characters; an image is 8 x 8 grey noise."""
+    random = np.random.default_rng(3)
+    columns = {"image": [], "character": [], "alphabet": [], "drawer": []}
+    for label in range(4):
+        for drawer in range(rows_per_class):
+            columns["image"].append(PILImage.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)))
+            columns["character"].append(label)
+            columns["alphabet"].append(label // 2)
+            columns["drawer"].append(drawer)
+    features = Features(
+        {
+            "image": Image(),
+            "character": ClassLabel(names=["alpha", "beta", "aleph", "bet"]),
+            "alphabet": ClassLabel(names=["greek", "hebrew"]),
+            "drawer": Value("int8"),
         }
     )
     return Dataset.from_dict(columns, features=features)

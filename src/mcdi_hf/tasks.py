@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Image, concatenate_datasets
+from PIL.Image import Transpose
+
+
+ROTATIONS = {90: Transpose.ROTATE_90, 180: Transpose.ROTATE_180, 270: Transpose.ROTATE_270}
 
 
 @dataclass(frozen=True)
@@ -14,15 +18,17 @@ class Task:
         classes (`tuple[str, ...]`): The class names, in the order of the logits.
         support (`tuple[tuple[int, ...], ...]`): For each class the rows to learn from.
         query (`tuple[tuple[int, ...], ...]`): For each class the rows to be judged on; none is in `support`.
+        group (`str`): The group that the classes are of.
     """
 
     classes: tuple[str, ...]
     support: tuple[tuple[int, ...], ...]
     query: tuple[tuple[int, ...], ...]
+    group: str
 
 
 class LabelledRows:
-    """The rows of a data set by class, and its classes by group.
+    """The rows of a data set by group and class. A class is known by both: `negative` of books is not that of films.
 
     Args:
         dataset (`datasets.Dataset`):
@@ -30,9 +36,14 @@ class LabelledRows:
         label_column (`str`):
             The column of classes.
         group_column (`str`, *optional*):
-            The column of groups, such as domains or alphabets. Without it all classes are one group.
+            The column of groups, such as domains or alphabets. Without it all classes are one group, `"all"`.
         span (`range`, *optional*):
             Keep these rows only: one split of a concatenated data set.
+
+    Attributes:
+        groups (`dict[str, dict[str, np.ndarray]]`): Group -> class -> row numbers.
+        origins (`set[tuple[str, str]]`): Groups and classes as [`check_disjoint`] compares them: a class that
+            [`rotate_classes`] made counts as the one that it was turned from.
     """
 
     def __init__(
@@ -43,26 +54,23 @@ class LabelledRows:
         span: range | None = None,
     ) -> None:
         labels, names = _column(dataset, label_column)
+        turned = _unrotated(label_column) in dataset.features
+        origins, origin_names = _column(dataset, _unrotated(label_column)) if turned else (labels, names)
         if group_column is None:
             group_of_row, group_names = np.zeros(len(dataset), dtype=int), ["all"]
         else:
             group_of_row, group_names = _column(dataset, group_column)
-        self.groups: dict[str, list[str]] = {}
-        self.rows: dict[str, np.ndarray] = {}
+        self.groups: dict[str, dict[str, np.ndarray]] = {}
+        self.origins: set[tuple[str, str]] = set()
         for index, group in enumerate(group_names):
             members = np.flatnonzero(group_of_row == index)
             if span is not None:
                 members = members[(members >= span.start) & (members < span.stop)]
-            for label in np.unique(labels[members]):
-                if names[label] in self.rows:
-                    first = next(other for other, classes in self.groups.items() if names[label] in classes)
-                    raise ValueError(
-                        f"The class {names[label]!r} lies in the groups {first!r} and {group!r}: a task of one would be "
-                        f"given rows of the other. Name its classes apart."
-                    )
-                self.groups.setdefault(group, []).append(names[label])
-                self.rows[names[label]] = members[labels[members] == label]
-        if not self.rows:
+            if len(members):
+                own = labels[members]
+                self.groups[group] = {names[label]: members[own == label] for label in np.unique(own)}
+                self.origins |= {(group, origin_names[label]) for label in np.unique(origins[members])}
+        if not self.groups:
             raise ValueError("The data set has no row.")
 
 
@@ -71,7 +79,8 @@ class EpisodeSampler:
 
     Args:
         rows (`LabelledRows`): Where the support comes from.
-        ways (`tuple[int, int]`): The least and the greatest number of classes.
+        ways (`tuple[int, int]`): The least and the greatest number of classes. Groups of fewer than the least are
+            left out; a group of fewer than the greatest gives tasks of as many classes as it has.
         shots (`tuple[int, int]`): The least and the greatest number of support examples a class.
         queries (`int`): Query examples a class, fewer where a class has no more.
         seed (`int`, *optional*, defaults to 0): Another seed, other tasks.
@@ -89,44 +98,108 @@ class EpisodeSampler:
     ) -> None:
         self.rows, self.query_rows = rows, query_rows
         self.ways, self.shots, self.queries, self.seed = ways, shots, queries, seed
-        self.groups = [group for group, classes in rows.groups.items() if len(classes) >= ways[1]]
+        self.groups = [group for group, classes in rows.groups.items() if len(classes) >= ways[0]]
         if not self.groups:
             raise ValueError(
-                f"No group has {ways[1]} classes; they have { {g: len(c) for g, c in rows.groups.items()} }."
+                f"No group has {ways[0]} classes; they have { {g: len(c) for g, c in rows.groups.items()} }."
             )
-        if query_rows is not None and (missing := sorted(set(rows.rows) - set(query_rows.rows))):
-            raise ValueError(f"query_rows has no example of the classes {missing}.")
-        short = {name: len(found) for name, found in rows.rows.items() if len(found) < shots[1] + (query_rows is None)}
-        if short:
+        counts = {(group, label): len(found) for group, own in rows.groups.items() for label, found in own.items()}
+        if query_rows is not None:
+            there = {(group, label) for group, own in query_rows.groups.items() for label in own}
+            if missing := sorted(counts.keys() - there):
+                raise ValueError(f"query_rows has no example of the classes {[_full_name(*one) for one in missing]}.")
+        least = shots[1] + (query_rows is None)
+        if short := {_full_name(*one): count for one, count in counts.items() if count < least}:
             raise ValueError(f"Too few examples for {shots[1]} shots and a query in the classes {short}.")
 
     def __getitem__(self, number: int) -> Task:
         random = np.random.default_rng((self.seed, number))
         group = self.groups[random.integers(len(self.groups))]
-        ways = random.integers(self.ways[0], self.ways[1] + 1)
+        rows = self.rows.groups[group]
+        ways = random.integers(self.ways[0], min(self.ways[1], len(rows)) + 1)
         shots = random.integers(self.shots[0], self.shots[1] + 1)
-        classes = tuple(random.choice(self.rows.groups[group], size=ways, replace=False).tolist())
+        classes = tuple(random.choice(list(rows), size=ways, replace=False).tolist())
         support, query = [], []
         for name in classes:
-            shuffled = random.permutation(self.rows.rows[name]).tolist()
+            shuffled = random.permutation(rows[name]).tolist()
             support.append(tuple(shuffled[:shots]))
             rest = (
                 shuffled[shots:]
                 if self.query_rows is None
-                else random.permutation(self.query_rows.rows[name]).tolist()
+                else random.permutation(self.query_rows.groups[group][name]).tolist()
             )
             query.append(tuple(rest[: self.queries]))
-        return Task(classes, tuple(support), tuple(query))
+        return Task(classes, tuple(support), tuple(query), group)
 
 
 def check_disjoint(**splits: LabelledRows) -> None:
-    """Refuse splits that share a class: a task of one would be no test of what was learnt on another."""
+    """Refuse splits that share a class of one group: a task of one would be no test of what was learnt on another.
+
+    A class that [`rotate_classes`] made counts as the one that it was turned from.
+    """
     names = list(splits)
     for position, first in enumerate(names):
         for second in names[position + 1 :]:
-            shared = sorted(set(splits[first].rows) & set(splits[second].rows))
-            if shared:
-                raise ValueError(f"{first} and {second} share the classes {shared}.")
+            if shared := sorted(splits[first].origins & splits[second].origins):
+                raise ValueError(f"{first} and {second} share the classes {[_full_name(*one) for one in shared]}.")
+
+
+def rotate_classes(
+    dataset: Dataset, image_column: str, label_column: str, angles: tuple[int, ...] = (90, 180, 270)
+) -> Dataset:
+    """Add a turned copy of every image, as an example of a new class: what few-shot work does with Omniglot.
+
+    Splits are made first and rotated after; a column beside the labels keeps the classes that the copies were turned
+    from, and [`check_disjoint`] goes by it.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Has a column of images and a `ClassLabel` column.
+        image_column (`str`):
+            The column of images.
+        label_column (`str`):
+            The column of classes.
+        angles (`tuple[int, ...]`, *optional*, defaults to `(90, 180, 270)`):
+            Degrees to turn by, counter-clockwise. The pixels move, none is resampled.
+
+    Returns:
+        `datasets.Dataset` of `(1 + len(angles)) * rows` rows: those of `dataset`, then the copies of all of them for
+        each angle in turn, of the classes `"NAME rotated ANGLE"`. Column `LABEL_unrotated` has the first classes.
+    """
+    labels, names = _column(dataset, label_column)
+    unrotated = _unrotated(label_column)
+    if unrotated in dataset.features:
+        raise ValueError(
+            f"The data set has a column {unrotated!r}, so it was rotated before: give all angles at once."
+        )
+    if not isinstance(dataset.features.get(image_column), Image):
+        raise ValueError(f"Column {image_column!r} is no Image column; the data set has {dataset.features}.")
+    if unknown := sorted(set(angles) - set(ROTATIONS)):
+        raise ValueError(f"angles has {unknown}: expected some of {list(ROTATIONS)}, which need no resampling.")
+
+    def turn(images: list, angle: int) -> dict[str, list]:
+        return {image_column: [image.transpose(ROTATIONS[angle]) for image in images]}
+
+    copies = [
+        dataset.map(
+            turn, input_columns=image_column, fn_kwargs={"angle": angle}, batched=True, features=dataset.features
+        )
+        for angle in angles
+    ]
+    origins = np.tile(labels, 1 + len(angles))
+    shifts = len(names) * np.repeat(np.arange(1 + len(angles)), len(dataset))
+    new_names = [*names, *(f"{name} rotated {angle}" for angle in angles for name in names)]
+    table = concatenate_datasets([dataset, *copies]).remove_columns(label_column)
+    table = table.add_column(label_column, origins + shifts, feature=ClassLabel(names=new_names))
+    return table.add_column(unrotated, origins, feature=ClassLabel(names=names))
+
+
+def _unrotated(label_column: str) -> str:
+    return f"{label_column}_unrotated"
+
+
+def _full_name(group: str, label: str) -> str:
+    return label if group == "all" else f"{group}/{label}"
 
 
 def _column(dataset: Dataset, column: str) -> tuple[np.ndarray, list[str]]:
@@ -135,4 +208,7 @@ def _column(dataset: Dataset, column: str) -> tuple[np.ndarray, list[str]]:
     feature = dataset.features[column]
     if not isinstance(feature, ClassLabel):
         raise ValueError(f"Column {column!r} is a {feature}, expected a ClassLabel: use dataset.class_encode_column.")
-    return np.asarray(dataset.with_format("numpy")[column][:]), feature.names
+    numbers = np.asarray(dataset.with_format("numpy")[column][:])
+    if (numbers < 0).any():  # how data sets with a hidden test split mark its rows
+        raise ValueError(f"Column {column!r} is -1 in {(numbers < 0).sum()} rows: give rows that have a class.")
+    return numbers, feature.names
