@@ -1,77 +1,57 @@
-"""The trajectory data set: one row a task, in plain `datasets` form."""
+"""The trajectory data set, read: from a folder or the Hub, and back to the tensors of adapters."""
 
 import json
-from collections.abc import Iterator
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Array2D, Dataset, Features, List, Value, load_dataset, load_from_disk
+from datasets import Dataset, IterableDataset, load_dataset
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
 from ..adapters.layout import AdapterLayout
+from .description import differences
+from .folder import RECORD, TrajectoryFolder
 
 
-def trajectory_features(layout: AdapterLayout, max_ways: int) -> Features:
-    """The columns of a trajectory data set.
-
-    `weights` holds the local targets, `(k, P)`: each the LoRA matrices and then the head's weight and bias, flat in
-    the layout's order, filled up with zeros behind the last class to the width of `max_ways` classes. `support` lists,
-    for each of `classes`, the rows of the source data set that the optimiser saw.
-    """
-    width = layout.numel + max_ways * (layout.feature_dim + 1)
-    return Features(
-        {
-            "task": Value("int64"),
-            "classes": List(Value("string")),
-            "support": List(List(Value("int64"))),
-            "steps": List(Value("int64")),
-            "losses": List(Value("float32")),
-            "accuracy": Value("float32"),
-            "weights": Array2D((None, width), "float32"),
-        }
-    )
-
-
-def build_dataset(rows: list[dict], layout: AdapterLayout, max_ways: int, description: dict) -> Dataset:
-    """Make a data set of rows from [`collect_trajectories`] that knows how it was made.
-
-    Args:
-        rows (`list[dict]`): The rows.
-        layout (`AdapterLayout`): The adapters' layout.
-        max_ways (`int`): The greatest number of classes of any task of the whole data set.
-        description (`dict`): Whatever tells a reader how it was made; JSON, kept in the info beside the layout.
-    """
-    features = trajectory_features(layout, max_ways)
-    width = layout.numel + max_ways * (layout.feature_dim + 1)
-
-    def padded() -> Iterator[dict]:
-        for row in rows:
-            weights = np.pad(row["weights"], ((0, 0), (0, width - row["weights"].shape[1])))
-            yield {**row, "weights": weights}
-
-    dataset = Dataset.from_generator(padded, features=features, writer_batch_size=20)
-    dataset.info.description = json.dumps({**description, "layout": layout.to_dict()})
-    return dataset
-
-
-def load_trajectories(name_or_path: str, layout: AdapterLayout | None = None) -> tuple[Dataset, dict]:
-    """Load a trajectory data set from a folder written by `save_to_disk`, or from the Hub.
+def load_trajectories(
+    name_or_path: str, layout: AdapterLayout | None = None, streaming: bool = False
+) -> tuple[Dataset | IterableDataset, dict]:
+    """Load a trajectory data set from a folder or from the Hub.
 
     Args:
         name_or_path (`str`): The folder or the Hub id.
-        layout (`AdapterLayout`, *optional*): Refuse a data set of other adapters.
+        layout (`AdapterLayout`, *optional*): Refuse trajectories of other adapters.
+        streaming (`bool`, *optional*, defaults to `False`): Read row by row, without a copy in the cache.
 
     Returns:
-        The data set in numpy format, and its description.
+        The data set in numpy format, by task number, and what its `trajectories.json` holds.
+
+    Raises:
+        `ValueError`: when there is no trajectory data set, when tasks are missing in a folder, or when the layout is
+            another one; every difference is named.
     """
-    dataset = (
-        load_from_disk(name_or_path) if Path(name_or_path).is_dir() else load_dataset(name_or_path, split="train")
-    )
-    description = json.loads(dataset.info.description)
-    if layout is not None and description["layout"] != layout.to_dict():
-        different = [key for key, value in layout.to_dict().items() if description["layout"][key] != value]
-        raise ValueError(f"The trajectories in {name_or_path} are of another layout; these differ: {different}.")
-    return dataset.with_format("numpy"), description
+    source = name_or_path
+    if Path(name_or_path).is_dir():
+        folder = TrajectoryFolder(Path(name_or_path))
+        folder.check_whole()
+        # `load_dataset` would take a relative "json" for its reader of JSON files.
+        source, record = str(folder.folder.resolve()), folder.record
+    else:
+        try:
+            record = json.loads(Path(hf_hub_download(name_or_path, RECORD, repo_type="dataset")).read_text())
+        except RemoteEntryNotFoundError as error:
+            raise ValueError(f"{name_or_path} on the Hub is no trajectory data set: it has no {RECORD}.") from error
+        except (RepositoryNotFoundError, HFValidationError) as error:
+            raise ValueError(
+                f"{name_or_path} is neither a folder nor a data set that you can see on the Hub."
+            ) from error
+    if layout is not None:
+        different = differences({"layout": record["layout"]}, {"layout": layout.to_dict()})
+        if different:
+            raise ValueError(f"The trajectories of {name_or_path} are of other adapters: {'; '.join(different)}.")
+    return load_dataset(source, split="train", streaming=streaming).with_format("numpy"), record
 
 
 def split_weights(weights: torch.Tensor, ways: int, layout: AdapterLayout) -> dict[str, torch.Tensor]:
@@ -83,12 +63,11 @@ def split_weights(weights: torch.Tensor, ways: int, layout: AdapterLayout) -> di
         layout (`AdapterLayout`): The adapters' layout.
 
     Returns:
-        Key -> tensor of shape `(adapters, *shape)`, with the head.
+        Key -> tensor of shape `(adapters, *shape)`, with the head if the layout has one.
     """
-    shapes = layout.lora_shapes | dict(zip(layout.head_keys, [(ways, layout.feature_dim), (ways,)]))
     tensors, start = {}, 0
-    for key, shape in shapes.items():
-        end = start + torch.Size(shape).numel()
+    for key, shape in layout.shapes(ways).items():
+        end = start + math.prod(shape)
         tensors[key] = weights[:, start:end].unflatten(1, shape)
         start = end
     return tensors

@@ -1,0 +1,41 @@
+"""How trajectories were made: what `trajectories.json` says, and what differs between two of them."""
+
+from importlib.metadata import version
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that trajectories depend on, for their description."""
+    return {name: version(name) for name in ("mcdi_hf", "torch", "transformers", "peft", "datasets", "numpy")}
+
+
+def differences(there: dict, here: dict) -> list[str]:
+    """Say what differs between two records of `trajectories.json`, each by its dotted path with both values.
+
+    Args:
+        there (`dict`): The record on disk or on the Hub.
+        here (`dict`): The record at hand.
+    """
+    if there == here:
+        return []
+    found = _differences(_by_module(there), _by_module(here), "")
+    return found or ["layout.modules are in another order"]  # equal by name, and yet unequal
+
+
+def _by_module(record: dict) -> dict:
+    """The record with its adapted modules by name instead of in a list."""
+    if "layout" not in record:
+        return record
+    layout = record["layout"]
+    return {**record, "layout": {**layout, "modules": {module["name"]: module for module in layout["modules"]}}}
+
+
+def _differences(there: dict, here: dict, prefix: str) -> list[str]:
+    found = []
+    for key in there | here:
+        if key not in there or key not in here:
+            found.append(f"{prefix}{key} is missing {'here' if key in there else 'there'}")
+        elif isinstance(there[key], dict) and isinstance(here[key], dict):
+            found += _differences(there[key], here[key], f"{prefix}{key}.")
+        elif there[key] != here[key]:
+            found.append(f"{prefix}{key} is {there[key]!r} there, {here[key]!r} here")
+    return found

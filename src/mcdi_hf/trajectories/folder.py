@@ -1,0 +1,319 @@
+"""A trajectory data set on disk: a folder that is a data set repository of the Hub as it stands."""
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from datasets import Array2D, Dataset, Features, List, Value
+from huggingface_hub import CommitInfo, HfApi
+
+from ..adapters.layout import AdapterLayout
+from .card import trajectory_card
+from .description import differences
+
+
+RECORD, CARD = "trajectories.json", "README.md"
+SHARD_NAME = re.compile(r"train-(\d{6})-(\d{6})\.parquet")
+# What trajectories must have in common to lie in one data set.
+COMMON = ("layout", "max_ways", "lora_config", "base_model")
+
+
+def trajectory_features(layout: AdapterLayout, max_ways: int) -> Features:
+    """The columns of a trajectory data set.
+
+    `weights` is `(1 + k, P)`: the start, then the `k` local targets. Each is the LoRA matrices and then the head's
+    weight and bias, flat in the layout's order, filled up with zeros behind the last class to the width of `max_ways`
+    classes. `support` lists, for each of `classes`, the rows of the source data set that the optimiser saw.
+
+    Args:
+        layout (`AdapterLayout`): The adapters' layout. One without a head has the LoRA matrices alone in `weights`.
+        max_ways (`int`): The greatest number of classes of any task of the whole data set.
+    """
+    width = sum(math.prod(shape) for shape in layout.shapes(max_ways).values())
+    return Features(
+        {
+            "task": Value("int64"),
+            "group": Value("string"),
+            "classes": List(Value("string")),
+            "support": List(List(Value("int64"))),
+            "steps": List(Value("int64")),
+            "losses": List(Value("float32")),
+            "train_accuracy": Value("float32"),
+            "accuracy": Value("float32"),
+            "weights": Array2D((None, width), "float32"),
+        }
+    )
+
+
+class TrajectoryFolder:
+    """A trajectory data set on disk, which grows shard by shard.
+
+    Its files are those of a data set repository: the card `README.md`, `trajectories.json`, which tells how the
+    trajectories were made, and shards `data/train-<first task>-<last task>.parquet`. A file is written whole or not
+    at all, so a collection that was stopped at any moment can be continued.
+
+    Args:
+        folder (`Path`): A folder made by [`TrajectoryFolder.create`], or a copy of its repository.
+
+    Attributes:
+        record (`dict`): `trajectories.json`: the description, `layout`, `max_ways`, and `appended` if there is any.
+        layout (`AdapterLayout`): The adapters' layout.
+        features (`Features`): The columns, see [`trajectory_features`].
+
+    Raises:
+        `ValueError`: when the folder has no `trajectories.json`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / RECORD).is_file():
+            raise ValueError(f"{folder} is no trajectory data set: it has no {RECORD}.")
+        self.record = json.loads((folder / RECORD).read_text())
+        self.layout = AdapterLayout.from_dict(self.record["layout"])
+        self.features = trajectory_features(self.layout, self.record["max_ways"])
+
+    @classmethod
+    def create(cls, folder: Path, layout: AdapterLayout, max_ways: int, description: dict) -> "TrajectoryFolder":
+        """Make an empty data set, or open one that was made in the same way to continue it.
+
+        Args:
+            folder (`Path`): Where; its parents are made if need be.
+            layout (`AdapterLayout`): The adapters' layout.
+            max_ways (`int`): The greatest number of classes of any task.
+            description (`dict`): All else that the trajectories depend on, as JSON has it: `lora_config`,
+                `base_model`, the optimiser's settings, seeds, sources, versions. Not the number of tasks, which may
+                grow.
+
+        Raises:
+            `ValueError`: when the folder holds trajectories that were made otherwise; every difference is named.
+            `OSError`: when the folder cannot be written.
+        """
+        # dict(**...) refuses a description that has a `layout` of its own.
+        record = dict(**description, layout=layout.to_dict(), max_ways=max_ways)
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        if (folder / RECORD).is_file():
+            different = differences(json.loads((folder / RECORD).read_text()), json.loads(text))
+            if different:
+                raise ValueError(
+                    f"{folder} holds trajectories that were made otherwise: {'; '.join(different)}. Choose another "
+                    "folder, or the same settings to continue."
+                )
+        elif (folder / CARD).exists() or (folder / "data").exists():
+            raise ValueError(f"{folder} holds other files and no {RECORD}: choose another folder.")
+        else:
+            _write_whole(folder / RECORD, lambda file: file.write(text.encode()))
+        made = cls(folder)
+        if not (folder / CARD).exists():
+            made._write_card(None)
+        return made
+
+    @property
+    def shards(self) -> dict[range, Path]:
+        """Task numbers -> Parquet file, in order."""
+        shards = {}
+        for path in sorted((self.folder / "data").glob("*.parquet")):
+            match = SHARD_NAME.fullmatch(path.name)
+            if match is None:
+                raise ValueError(f"{path} is no shard of trajectories, but loaders would read it: move it away.")
+            shards[range(int(match[1]), int(match[2]) + 1)] = path
+        return shards
+
+    @property
+    def numbers(self) -> set[int]:
+        """The numbers of the tasks that are there, each in a whole shard."""
+        return {number for numbers in self.shards for number in numbers}
+
+    def check_whole(self) -> None:
+        """Refuse a data set without trajectories, or one in which tasks between 0 and the last are missing."""
+        numbers = self.numbers
+        if not numbers:
+            raise ValueError(f"{self.folder} holds no trajectories yet: run the collection first.")
+        missing = sorted(set(range(max(numbers))) - numbers)
+        if missing:
+            raise ValueError(
+                f"{self.folder} is not finished, {len(missing)} of its tasks up to {max(numbers)} are missing: "
+                f"{missing}. Run the same collection again to add them."
+            )
+
+    def append(self, rows: list[dict]) -> None:
+        """Write one shard.
+
+        Args:
+            rows (`list[dict]`):
+                Rows with successive task numbers, each with all the columns of [`trajectory_features`]; `weights` is
+                a float32 `np.ndarray` of shape `(1 + k, P)` for the task's own number of classes, without padding.
+
+        Raises:
+            `ValueError`: when a task is there already, or weights are not finite or do not fit the layout. Nothing is
+                written.
+            `OSError`: when the shard cannot be written. The earlier shards are whole, and this one is not there.
+        """
+        width = self.features["weights"].shape[1]
+        for row in rows:
+            ways, weights = len(row["classes"]), row["weights"]
+            expected = (len(row["steps"]), sum(math.prod(shape) for shape in self.layout.shapes(ways).values()))
+            if not 1 <= ways <= self.record["max_ways"]:
+                raise ValueError(f"Task {row['task']} has {ways} classes; expected 1 to {self.record['max_ways']}.")
+            if weights.shape != expected or len(row["losses"]) != len(row["steps"]) - 1:
+                raise ValueError(
+                    f"Task {row['task']} has weights of shape {weights.shape} and {len(row['losses'])} losses; its "
+                    f"{len(row['steps'])} steps and {ways} classes need {expected} and {len(row['steps']) - 1}."
+                )
+            if not np.isfinite(weights).all():
+                raise ValueError(f"The weights of task {row['task']} are not finite: its optimiser diverged.")
+        columns = {name: [row[name] for row in rows] for name in self.features}
+        columns["weights"] = [np.pad(values, ((0, 0), (0, width - values.shape[1]))) for values in columns["weights"]]
+        self._append_table(Dataset.from_dict(columns, features=self.features).data.table)
+
+    def finish(self) -> dict:
+        """Write the card anew, with a summary of the trajectories.
+
+        Returns:
+            `tasks`, their number; `groups`, group -> number of tasks; `accuracy` (held out) and `train_accuracy`, each
+            mean and standard deviation over the tasks; `losses`, step -> mean; `megabytes` of the shards.
+        """
+        self.check_whole()
+        names = [name for name in self.features if name not in ("classes", "support", "weights")]
+        # Not `read_table`, which makes columns of what it takes for partitions in the folder's name.
+        tables = [pyarrow.parquet.ParquetFile(path).read(columns=names) for path in self.shards.values()]
+        columns = pyarrow.concat_tables(tables).to_pydict()
+        losses: dict[int, list[float]] = {}
+        for steps, values in zip(columns["steps"], columns["losses"]):
+            for step, loss in zip(steps[1:], values):
+                losses.setdefault(step, []).append(loss)
+        summary = {
+            "tasks": len(columns["task"]),
+            "groups": dict(sorted(Counter(columns["group"]).items())),
+            "accuracy": (float(np.mean(columns["accuracy"])), float(np.std(columns["accuracy"]))),
+            "train_accuracy": (float(np.mean(columns["train_accuracy"])), float(np.std(columns["train_accuracy"]))),
+            "losses": {step: float(np.mean(values)) for step, values in sorted(losses.items())},
+            "megabytes": sum(path.stat().st_size for path in self.shards.values()) / 1e6,
+        }
+        self._write_card(summary)
+        return summary
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        revision: str | None = None,
+        commit_message: str = "Upload trajectories",
+    ) -> CommitInfo:
+        """Push the folder to a data set repository. Shards that the repository has and the folder has not go.
+
+        Args:
+            repo_id (`str`): `user/name`; the repository is made if need be.
+            private (`bool`, *optional*): Whether a new repository is private.
+            token (`str`, *optional*): A token with write access; the saved one by default.
+            create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead of pushing.
+            revision (`str`, *optional*): The branch to push to; the main one by default.
+            commit_message (`str`, *optional*, defaults to `"Upload trajectories"`): The commit's.
+
+        Raises:
+            `ValueError`: when tasks are missing, see [`TrajectoryFolder.check_whole`].
+        """
+        self.check_whole()
+        api = HfApi(token=token)
+        return api.upload_folder(
+            repo_id=api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id,
+            repo_type="dataset",
+            folder_path=self.folder,
+            ignore_patterns="*.part",
+            delete_patterns="data/*.parquet",
+            commit_message=commit_message,
+            create_pr=create_pr,
+            revision=revision,
+        )
+
+    def _append_table(self, table: pyarrow.Table) -> None:
+        numbers = table["task"].to_pylist()
+        if not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+            raise ValueError(f"A shard holds tasks with successive numbers; got {numbers}.")
+        there = sorted(self.numbers.intersection(numbers))
+        if there:
+            raise ValueError(f"{self.folder} holds the tasks {there} already.")
+
+        def write(file: BinaryIO) -> None:
+            # Small row groups, because a stream reads them one at a time; floats have no use for a dictionary.
+            pyarrow.parquet.write_table(table, file, row_group_size=8, use_dictionary=False)
+
+        _write_whole(self.folder / "data" / f"train-{numbers[0]:06d}-{numbers[-1]:06d}.parquet", write)
+
+    def _write_card(self, summary: dict | None) -> None:
+        title, width = self.folder.resolve().name, self.features["weights"].shape[1]
+        card = trajectory_card(title, self.record, width, summary)
+        _write_whole(self.folder / CARD, lambda file: file.write(str(card).encode()))
+
+
+def append_trajectories(into: Path, other: Path) -> None:
+    """Append the shards of another finished collection, its tasks numbered on behind the last one.
+
+    The other's description goes to `appended` in `trajectories.json`, with its first and last task here. Doing it
+    again after an interruption adds what is missing. Call [`TrajectoryFolder.finish`] afterwards.
+
+    Args:
+        into (`Path`): The folder that grows.
+        other (`Path`): The folder that is read.
+
+    Raises:
+        `ValueError`: when a collection is not finished, when the two differ in layout, `max_ways`, `lora_config` or
+            `base_model`, when they do not differ in anything, or when `other` has grown since it was appended.
+    """
+    target, source = TrajectoryFolder(into), TrajectoryFolder(other)
+    source.check_whole()
+    records = [
+        {key: value for key, value in record.items() if key in COMMON} for record in (target.record, source.record)
+    ]
+    different = differences(*records)
+    if different:
+        raise ValueError(f"The trajectories of {other} (here) do not fit {into} (there): {'; '.join(different)}.")
+    made = {key: value for key, value in source.record.items() if key not in COMMON}
+    if made == {key: value for key, value in target.record.items() if key not in (*COMMON, "appended")}:
+        raise ValueError(f"{other} was made exactly as {into}, with the same seeds: it would add the same tasks.")
+    appended = target.record.setdefault("appended", [])
+    entry = next((entry for entry in appended if entry["made"] == made), None)
+    if entry is None:
+        target.check_whole()
+        first = max(target.numbers) + 1
+        entry = {"first_task": first, "last_task": first + max(source.numbers), "made": made}
+        appended.append(entry)
+        text = json.dumps(target.record, indent=1) + "\n"
+        _write_whole(into / RECORD, lambda file: file.write(text.encode()))
+    if entry["last_task"] - entry["first_task"] != max(source.numbers):
+        raise ValueError(f"{other} was appended to {into} before, with another number of tasks.")
+    for numbers, path in source.shards.items():
+        if entry["first_task"] + numbers[0] not in target.numbers:
+            table = pyarrow.parquet.ParquetFile(path).read()
+            tasks = pyarrow.array([entry["first_task"] + number for number in numbers])
+            target._append_table(table.set_column(0, table.schema.field("task"), tasks))
+
+
+def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file beside its place, under a name that no loader reads, and move it there when it is on the disk."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        message = (
+            f"Could not write {path}: {error.strerror}. The shards written so far are whole. Free space, or see to it "
+            "that the folder can be written, and run the same command again."
+        )
+        raise OSError(error.errno, message) from error

@@ -1,0 +1,75 @@
+"""Trajectories of random weights, in folders, and what they must come back as."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tiny import tiny_backbone, tiny_lora_config
+
+from mcdi_hf import AdapterLayout
+from mcdi_hf.trajectories.dataset import split_weights
+from mcdi_hf.trajectories.folder import TrajectoryFolder
+
+
+MAX_WAYS = 4
+DESCRIPTION = {
+    "lora_config": {"r": 2, "lora_alpha": 4, "bias": None},
+    "base_model": {"name_or_path": "tiny", "revision": "main", "fingerprint": "0123"},
+    "settings": {"learning_rate": 0.001, "seeds": [0, 1]},
+    "sources": [{"name": "letters", "groups": ["north", "a|b"]}],
+}
+
+
+def layout_of(**overrides: object) -> AdapterLayout:
+    return AdapterLayout.from_model(tiny_backbone().model, tiny_lora_config(**overrides))
+
+
+def random_rows(layout: AdapterLayout, numbers: range) -> list[dict]:
+    """Rows that depend on their numbers only, with two to four classes and two or three local targets."""
+    rows = []
+    for number in numbers:
+        random = np.random.default_rng(number)
+        ways, steps = 2 + number % 3, [0, 4, 8, 12][: 3 + number % 2]
+        width = sum(torch.Size(shape).numel() for shape in layout.shapes(ways).values())
+        rows.append(
+            {
+                "task": number,
+                "group": ["north", "south"][number % 2],
+                "classes": [f"class_{index}" for index in range(ways)],
+                "support": [random.integers(0, 99, size=2 + index).tolist() for index in range(ways)],
+                "steps": steps,
+                "losses": random.random(len(steps) - 1, dtype=np.float32).tolist(),
+                "train_accuracy": 0.75,
+                "accuracy": 0.25 if number % 2 else 0.5,
+                "weights": random.standard_normal((len(steps), width), dtype=np.float32),
+            }
+        )
+    return rows
+
+
+def filled(folder: Path, layout: AdapterLayout, *shards: range, **changes: object) -> TrajectoryFolder:
+    trajectories = TrajectoryFolder.create(folder, layout, MAX_WAYS, {**DESCRIPTION, **changes})
+    for numbers in shards:
+        trajectories.append(random_rows(layout, numbers))
+    return trajectories
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def check_rows(found: list[dict], layout: AdapterLayout, numbers: range) -> None:
+    """The rows are those of `random_rows`, to the bit."""
+    assert [int(row["task"]) for row in found] == list(numbers)
+    for row, expected in zip(found, random_rows(layout, numbers), strict=True):
+        weights = np.asarray(row["weights"], dtype=np.float32)
+        tensors = split_weights(torch.from_numpy(weights), len(expected["classes"]), layout)
+        flat = torch.cat([value.flatten(1) for value in tensors.values()], dim=1)
+        assert flat.numpy().tobytes() == expected["weights"].tobytes()
+        assert not weights[:, flat.shape[1] :].any()
+        for name in ("group", "train_accuracy", "accuracy"):
+            assert row[name] == expected[name]
+        for name in ("classes", "steps"):
+            assert list(row[name]) == expected[name]
+        assert np.asarray(row["losses"], dtype=np.float32).tolist() == expected["losses"]
+        assert [list(members) for members in row["support"]] == expected["support"]

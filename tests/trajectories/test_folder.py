@@ -1,0 +1,206 @@
+"""A folder of trajectories holds whole shards or none, and goes on with what was made in the same way only."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import DatasetCard
+from random_trajectories import DESCRIPTION, MAX_WAYS, check_rows, files, filled, layout_of, random_rows
+
+from mcdi_hf import AdapterLayout
+from mcdi_hf.trajectories.dataset import load_trajectories
+from mcdi_hf.trajectories.description import package_versions
+from mcdi_hf.trajectories.folder import TrajectoryFolder, append_trajectories
+
+
+@pytest.fixture(scope="module")
+def layout() -> AdapterLayout:
+    return layout_of()
+
+
+def test_an_interrupted_collection_gives_the_same_bytes(layout: AdapterLayout, tmp_path: Path) -> None:
+    filled(tmp_path / "straight" / "all", layout, range(2), range(2, 4)).finish()
+    again = tmp_path / "again" / "all"
+    filled(again, layout, range(2))
+    # What a kill between the first byte and the move leaves behind.
+    (again / "data" / ".train-000002-000003.parquet.part").write_bytes(b"PAR1 and no end")
+    continued = TrajectoryFolder.create(again, layout, MAX_WAYS, DESCRIPTION)
+    assert continued.numbers == {0, 1}
+    assert len(load_trajectories(str(again))[0]) == 2
+    continued.append(random_rows(layout, range(2, 4)))
+    continued.finish()
+    assert continued.numbers == {0, 1, 2, 3}
+    assert files(again) == files(tmp_path / "straight" / "all")
+    assert len(load_trajectories(str(again))[0]) == 4  # not the cached two
+
+
+def test_the_card_tells_how_the_trajectories_were_made(layout: AdapterLayout, tmp_path: Path) -> None:
+    trajectories = filled(tmp_path / "letters", layout, range(4))
+    assert "has not been finished" in (tmp_path / "letters" / "README.md").read_text()
+    summary = trajectories.finish()
+    rows = random_rows(layout, range(4))
+    assert summary["tasks"] == 4 and summary["groups"] == {"north": 2, "south": 2}
+    assert summary["accuracy"] == (0.375, 0.125) and summary["train_accuracy"] == (0.75, 0.0)
+    assert summary["losses"].keys() == {4, 8, 12}
+    assert summary["losses"][4] == pytest.approx(np.mean([row["losses"][0] for row in rows]))
+    assert summary["losses"][12] == pytest.approx(np.mean([row["losses"][2] for row in rows if len(row["steps"]) > 3]))
+    card = DatasetCard.load(tmp_path / "letters" / "README.md")
+    card.validate()
+    assert card.data.size_categories == ["n<1K"] and "lora" in card.data.tags
+    for line in (
+        "| held-out accuracy, mean (sd) over the tasks | 0.375 (0.125) |",
+        "| tasks of each group | `north` 2, `south` 2 |",
+        "| `base_model.fingerprint` | `0123` |",
+        "| `settings.learning_rate` | `0.001` |",
+        '| `sources.0.groups` | `["north", "a\\|b"]` |',
+        'load_trajectories("letters")',
+        "the LoRA matrices, the head's weight and its bias, zeros up to the width of 4 classes |",
+    ):
+        assert line in card.text
+    assert "lora_config.bias" not in card.text and "has not been finished" not in card.text
+
+
+def test_a_folder_of_other_settings_is_not_continued(layout: AdapterLayout, tmp_path: Path) -> None:
+    filled(tmp_path / "all", layout, range(2))
+    before = files(tmp_path)
+    changed = {"settings": {"learning_rate": 0.01, "seeds": (0, 1)}, "extra": 1}
+    with pytest.raises(ValueError) as raised:
+        filled(tmp_path / "all", layout_of(r=3), **changed)
+    message = str(raised.value)
+    assert "settings.learning_rate is 0.001 there, 0.01 here" in message and "extra is missing there" in message
+    assert "layer.1.attention.self.query.rank is 2 there, 3 here" in message and "another folder" in message
+    assert "seeds" not in message and files(tmp_path) == before
+
+
+def test_a_folder_of_other_things_is_left_alone(layout: AdapterLayout, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files and no trajectories.json"):
+        TrajectoryFolder.create(tmp_path, layout, MAX_WAYS, {})
+    assert files(tmp_path) == {"README.md": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": 1}, r"successive numbers; got \[1, 3\]"),
+        ({"task": 4}, r"successive numbers; got \[4, 3\]"),
+        ({"weights": np.full((3, 900), np.nan, dtype=np.float32)}, "weights of shape"),
+        ({"classes": ["a"] * 5}, "Task 2 has 5 classes; expected 1 to 4"),
+        ({"losses": [0.5]}, "1 losses"),
+        ({"steps": [0, 1]}, "2 steps"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(layout: AdapterLayout, tmp_path: Path, change: dict, message: str) -> None:
+    trajectories = filled(tmp_path / "all", layout, range(2))
+    before = files(tmp_path)
+    first, second = random_rows(layout, range(2, 4))
+    with pytest.raises(ValueError, match=message):
+        trajectories.append([first | change, second])
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_diverged_are_refused(layout: AdapterLayout, tmp_path: Path, value: float) -> None:
+    trajectories = filled(tmp_path / "all", layout)
+    rows = random_rows(layout, range(2))
+    rows[1]["weights"][-1, 5] = value
+    with pytest.raises(ValueError, match="weights of task 1 are not finite"):
+        trajectories.append(rows)
+    assert trajectories.numbers == set()
+
+
+def test_tasks_that_are_there_are_refused(layout: AdapterLayout, tmp_path: Path) -> None:
+    trajectories = filled(tmp_path / "all", layout, range(3))
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match=r"holds the tasks \[2\] already"):
+        trajectories.append(random_rows(layout, range(2, 5)))
+    assert files(tmp_path) == before
+
+
+# A file that grows beyond the limit is the same error as a full disk.
+APPEND_WITH_LIMIT = """
+import resource, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from random_trajectories import layout_of, random_rows
+from mcdi_hf.trajectories.folder import TrajectoryFolder
+
+rows = random_rows(layout_of(), range(2, 4))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+TrajectoryFolder(Path(sys.argv[1])).append(rows)
+"""
+
+
+def test_a_full_disk_leaves_whole_shards_only(layout: AdapterLayout, tmp_path: Path) -> None:
+    filled(tmp_path / "all", layout, range(2))
+    before = files(tmp_path)
+    tests = Path(__file__).parent
+    command = [sys.executable, "-c", APPEND_WITH_LIMIT, str(tmp_path / "all"), str(tests), str(tests.parent)]
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    message = failed.stderr.splitlines()[-1]
+    assert failed.returncode == 1 and "train-000002-000003.parquet: File too large" in message
+    assert "shards written so far are whole" in message and "run the same command again" in message
+    assert files(tmp_path) == before
+    filled(tmp_path / "all", layout, range(2, 4))
+    check_rows(list(load_trajectories(str(tmp_path / "all"), layout)[0]), layout, range(4))
+
+
+def test_a_folder_below_a_file_is_a_clear_error(layout: AdapterLayout, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Could not write .*trajectories.json: Not a directory"):
+        TrajectoryFolder.create(tmp_path / "file" / "all", layout, MAX_WAYS, DESCRIPTION)
+
+
+def test_appended_trajectories_are_numbered_on(layout: AdapterLayout, tmp_path: Path) -> None:
+    trajectories = filled(tmp_path / "all", layout, range(2))
+    assert len(load_trajectories(str(tmp_path / "all"))[0]) == 2
+    filled(tmp_path / "other", layout, range(2), range(2, 5), sources=["words"])
+    append_trajectories(tmp_path / "all", tmp_path / "other")
+    before = files(tmp_path)
+    loaded, record = load_trajectories(str(tmp_path / "all"), layout)
+    assert loaded["task"][:].tolist() == list(range(7)) and loaded.features == trajectories.features
+    others = loaded.select(range(2, 7)).with_format(None).map(lambda row: {"task": row["task"] - 2})
+    check_rows(list(others), layout, range(5))
+    made = {"settings": DESCRIPTION["settings"], "sources": ["words"]}
+    assert record["appended"] == [{"first_task": 2, "last_task": 6, "made": made}]
+    assert TrajectoryFolder(tmp_path / "all").finish()["tasks"] == 7
+    with pytest.raises(ValueError, match="appended is missing here"):
+        filled(tmp_path / "all", layout)
+    filled(tmp_path / "copy", layout, range(2))
+    with pytest.raises(ValueError, match="copy was made exactly as"):
+        append_trajectories(tmp_path / "all", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy")
+    # Interrupted before the last shard, and done again; then once more, with nothing left to do.
+    (tmp_path / "all" / "data" / "train-000004-000006.parquet").unlink()
+    for _ in range(2):
+        append_trajectories(tmp_path / "all", tmp_path / "other")
+        assert {**files(tmp_path), "all/README.md": before["all/README.md"]} == before
+    filled(tmp_path / "other", layout, range(5, 6), sources=["words"])
+    with pytest.raises(ValueError, match="before, with another number of tasks"):
+        append_trajectories(tmp_path / "all", tmp_path / "other")
+
+
+def test_only_trajectories_that_fit_are_appended(layout: AdapterLayout, tmp_path: Path) -> None:
+    filled(tmp_path / "all", layout, range(2))
+    filled(tmp_path / "same", layout, range(2))
+    filled(tmp_path / "base", layout, range(2), base_model={**DESCRIPTION["base_model"], "fingerprint": "4567"})
+    filled(tmp_path / "gap", layout, range(1, 2), sources=[])
+    before = files(tmp_path)
+    for name, message in (
+        ("same", "was made exactly as"),
+        ("base", "base_model.fingerprint is '0123' there, '4567' here"),
+        ("gap", r"are missing: \[0\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            append_trajectories(tmp_path / "all", tmp_path / name)
+    assert files(tmp_path) == before
+
+
+def test_package_versions_are_those_installed() -> None:
+    versions = package_versions()
+    assert versions["torch"] == torch.__version__ and versions["numpy"] == np.__version__
+    assert versions.keys() == {"mcdi_hf", "torch", "transformers", "peft", "datasets", "numpy"}
