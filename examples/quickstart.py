@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from mcdi_hf import MCDiPipeline
 from mcdi_hf.adapters.head import class_means, imprint_head
-from mcdi_hf.evaluation.gradient import frozen_features, gradient_lora, tokenize
+from mcdi_hf.evaluation.gradient import frozen_features, gradient_lora
 
 
 SUPPORT = {
@@ -111,7 +111,7 @@ def main() -> None:
     pipe(SUPPORT, num_inference_steps=1)  # the first call of anything is slow
     texts = [text for examples in QUERY.values() for text in examples]
     labels = torch.tensor([index for index, examples in enumerate(QUERY.values()) for _ in examples])
-    inputs = tokenize(backbone, texts)
+    inputs = backbone.inputs(texts)
     rows = []
 
     start = time.perf_counter()

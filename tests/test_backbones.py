@@ -5,7 +5,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from mcdi_hf import FrozenBackbone, MeanPooledForSequenceClassification
-from mcdi_hf.evaluation.gradient import frozen_features, tokenize
+from mcdi_hf.evaluation.gradient import frozen_features
 
 
 TEXTS = ["a b c d e f", "x", "m n", "q r s t"]
@@ -20,16 +20,16 @@ def test_lower_and_upper_layers_make_the_whole(pooling: str, first: int) -> None
     examples = backbone.lower(names)(TEXTS, batch_size=3)
     upper = backbone.upper(names)
     whole = frozen_features(backbone, TEXTS)
-    found = upper(**examples[torch.arange(4)]).logits
+    found = upper(examples[torch.arange(4)])
     torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(upper(**examples[torch.tensor([1])]).logits, whole[1:2], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(upper(examples[torch.tensor([1])]), whole[1:2], rtol=1e-5, atol=1e-6)
 
 
 def test_the_tokenizer_may_prefer_to_pad_on_the_left() -> None:
     backbone = tiny_backbone()
     names = ["backbone.encoder.layer.1.attention.self.query"]
     expected = backbone.lower(names)(TEXTS)
-    backbone.tokenizer.padding_side = "left"
+    backbone.processor.padding_side = "left"
     found = backbone.lower(names)(TEXTS)
     assert found.hidden_states.equal(expected.hidden_states) and found.attention_mask.equal(expected.attention_mask)
 
@@ -38,7 +38,9 @@ def test_no_weight_of_a_backbone_is_trainable() -> None:
     backbone = tiny_backbone()
     upper = backbone.upper(["backbone.encoder.layer.1.attention.self.query"])
     assert not [
-        name for name, value in (*backbone.model.named_parameters(), *upper.named_parameters()) if value.requires_grad
+        name
+        for name, value in (*backbone.model.named_parameters(), *upper.model.named_parameters())
+        if value.requires_grad
     ]
 
 
@@ -52,7 +54,7 @@ def test_fingerprint_is_of_the_weights_and_not_of_the_name() -> None:
 
 def test_mean_pooled_classifier_is_the_mean_of_the_tokens_and_loads_by_its_auto_class(tmp_path) -> None:
     backbone = tiny_backbone()
-    inputs = tokenize(backbone, TEXTS)
+    inputs = backbone.inputs(TEXTS)
     states = AutoModel.from_pretrained(tiny_backbone_folder())(**inputs).last_hidden_state
     for row, (own, mask) in enumerate(zip(states, inputs["attention_mask"])):
         mean = own[mask.bool()].mean(dim=0)

@@ -11,7 +11,6 @@ from peft import PeftModel
 from tiny import tiny_pipeline
 
 from mcdi_hf import FrozenBackbone, GeneratedAdapter, MCDiPipeline, MeanPooledForSequenceClassification
-from mcdi_hf.evaluation.gradient import tokenize
 
 
 PIPE, ADAPTER = "tester/pipe", "tester/adapter"
@@ -31,7 +30,7 @@ def generate(pipe: MCDiPipeline) -> GeneratedAdapter:
 
 @torch.no_grad()
 def logits(model: torch.nn.Module, backbone: FrozenBackbone) -> torch.Tensor:
-    return model(**tokenize(backbone, ["a b", "x", "c c z", "y b a"])).logits
+    return model(**backbone.inputs(["a b", "x", "c c z", "y b a"])).logits
 
 
 def revision_of(create_pr: bool) -> str:

@@ -15,7 +15,6 @@ from tiny import tiny_pipeline
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from mcdi_hf import FrozenBackbone, GeneratedAdapter, MCDiPipeline, MeanPooledForSequenceClassification
-from mcdi_hf.evaluation.gradient import tokenize
 
 
 SUPPORT = {"red": ["a b c", "a c"], "green": ["x y z", "z y"], "blue": ["a z", "b y"]}
@@ -50,7 +49,7 @@ def plain_base(backbone: FrozenBackbone, num_labels: int = 3) -> PreTrainedModel
 
 @torch.no_grad()
 def logits(model: torch.nn.Module, backbone: FrozenBackbone) -> torch.Tensor:
-    return model(**tokenize(backbone, TEXTS)).logits
+    return model(**backbone.inputs(TEXTS)).logits
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:

@@ -19,7 +19,7 @@ def test_stacks_of_different_sizes_are_refused_by_the_name_of_the_tensor(positio
     layout = AdapterLayout.from_model(tiny_backbone().model, tiny_lora_config())
     tensors = random_adapters(layout, 2)
     key = layout.keys[position]
-    with pytest.raises(ValueError, match=f"{key} holds 3 adapters, .*classifier.weight 2"):
+    with pytest.raises(ValueError, match=f"{key} holds 3 adapters, the others 2"):
         layout.check(tensors | {key: torch.cat([tensors[key], tensors[key][:1]])})
 
 

@@ -54,7 +54,7 @@ def test_coordinates_and_parts_of_tokens() -> None:
 @pytest.mark.parametrize(
     "config, message",
     [
-        (LoraConfig(r=2, target_modules=["query"]), "modules_to_save"),
+        (LoraConfig(r=2, target_modules=["query"], modules_to_save=["pooler"]), "pooler.*in modules_to_save the head"),
         (LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["word_embeddings"]), "only nn.Linear"),
         (tiny_lora_config(bias="lora_only"), "does not hold|bias"),
     ],
@@ -62,6 +62,16 @@ def test_coordinates_and_parts_of_tokens() -> None:
 def test_what_a_layout_cannot_hold_is_refused(config: LoraConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AdapterLayout.from_model(tiny_backbone().model, config)
+
+
+def test_an_adapter_without_a_head_has_lora_matrices_alone() -> None:
+    layout = AdapterLayout.from_model(tiny_backbone().model, tiny_lora_config(task_type=None), token_dim=8)
+    assert layout.head_keys == () and layout.keys == list(layout.lora_shapes)
+    assert AdapterLayout.from_dict(layout.to_dict()).to_dict() == layout.to_dict()
+    tensors = {key: torch.zeros(2, *shape) for key, shape in layout.shapes(5).items()}
+    layout.check(tensors)
+    with pytest.raises(ValueError, match="unexpected .*classifier.weight"):
+        layout.check(tensors | {"base_model.model.classifier.weight": torch.zeros(2, 5, 16)})
 
 
 def test_token_dim_must_hold_a_class() -> None:

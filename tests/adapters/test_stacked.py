@@ -5,7 +5,6 @@ import torch
 from tiny import LORA_SETTINGS, in_peft, random_adapters, tiny_backbone, tiny_lora_config
 
 from mcdi_hf import AdapterLayout, StackedLora
-from mcdi_hf.evaluation.gradient import tokenize
 
 
 TEXTS = [["a b c", "x y", "q", "m n o p"], ["z", "a a a", "b c d e f", "k l"], ["t u v", "w", "g h", "i j i j"]]
@@ -23,7 +22,7 @@ def test_a_stack_equals_each_adapter_in_peft(pooling: str, settings: dict) -> No
     logits.square().sum().backward()
     for index, texts in enumerate(TEXTS):
         model = in_peft(backbone, config, tensors, index)
-        expected = model(**tokenize(backbone, texts)).logits
+        expected = model(**backbone.inputs(texts)).logits
         torch.testing.assert_close(logits[index], expected, rtol=1e-5, atol=1e-5)
         expected.square().sum().backward()
         grads = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}

@@ -11,7 +11,6 @@ from diffusers import AutoModel, DiffusionPipeline
 from tiny import tiny_backbone, tiny_pipeline
 
 from mcdi_hf import GeneratedAdapter, MCDiDenoiser, MCDiPipeline
-from mcdi_hf.evaluation.gradient import tokenize
 
 
 SUPPORT = {"first": ["a b c", "a c", "b a"], "second": ["x y z", "z y"]}
@@ -227,7 +226,7 @@ def candidates_with_losses(
     for adapter in adapters:
         model = adapter.load_into(pipe.backbone.classifier(num_labels=2))
         with torch.no_grad():
-            logits = model(**tokenize(pipe.backbone, texts)).logits
+            logits = model(**pipe.backbone.inputs(texts)).logits
         losses.append(torch.nn.functional.cross_entropy(logits, labels))
     return adapters, torch.stack(losses)
 

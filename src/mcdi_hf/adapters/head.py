@@ -44,3 +44,22 @@ def imprint_head(
     weight = (means - centre) * present
     bias = -(weight * centre).sum(dim=-1) - weight.square().sum(dim=-1) / 2
     return scale * weight, scale * bias
+
+
+def head_logits(
+    features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, class_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The logits of a stack of heads, each on its own features.
+
+    Args:
+        features (`torch.Tensor` of shape `(tasks, examples, feature_dim)`): What the heads read.
+        weight (`torch.Tensor` of shape `(tasks, classes, feature_dim)`): The heads' weights.
+        bias (`torch.Tensor` of shape `(tasks, classes)`): The heads' biases.
+        class_mask (`torch.Tensor` of shape `(tasks, classes)`, *optional*): False marks classes that are padding;
+            their logits are minus infinity.
+
+    Returns:
+        `torch.Tensor` of shape `(tasks, examples, classes)`.
+    """
+    logits = torch.baddbmm(bias.unsqueeze(1), features, weight.transpose(1, 2))
+    return logits if class_mask is None else logits.masked_fill(~class_mask.unsqueeze(1), float("-inf"))

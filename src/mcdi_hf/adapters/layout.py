@@ -4,6 +4,7 @@ import copy
 import math
 import re
 from dataclasses import asdict, dataclass
+from statistics import mode
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
@@ -51,20 +52,20 @@ class TokenCoordinates:
 
 
 class AdapterLayout:
-    """The tensors of a LoRA adapter with a linear head, and their cut into wide tokens.
+    """The tensors of a LoRA adapter, with a linear head or without, and their cut into wide tokens.
 
     A LoRA matrix is read rank by rank (`lora_A` as it is, `lora_B` transposed) and cut into tokens of `token_dim`
     numbers, the last one padded. The head has one token a class: its row of the weight, then its bias.
 
     Args:
         modules (`list[LoraModule]`): The adapted modules, in the backbone's order.
-        head_name (`str`): The backbone's linear head.
-        feature_dim (`int`): The width that the head reads.
+        head_name (`str`, *optional*): The linear head that the adapter replaces; without one it is LoRA only.
+        feature_dim (`int`): The width that the backbone's head reads.
         token_dim (`int`): Width of a token. Attention costs the square of their number: wide tokens are cheap.
     """
 
-    def __init__(self, modules: list[LoraModule], head_name: str, feature_dim: int, token_dim: int) -> None:
-        if token_dim <= feature_dim:
+    def __init__(self, modules: list[LoraModule], head_name: str | None, feature_dim: int, token_dim: int) -> None:
+        if head_name is not None and token_dim <= feature_dim:
             raise ValueError(
                 f"token_dim is {token_dim}: a class's token holds {feature_dim} weights and a bias, so it must be at "
                 f"least {feature_dim + 1}."
@@ -82,8 +83,9 @@ class AdapterLayout:
 
         Args:
             model (`nn.Module`): The backbone. It is not changed, and none of its weights is copied.
-            lora_config (`LoraConfig`): Any rank, `rank_pattern`, `alpha_pattern`, targets.
-            head_name (`str`, *optional*, defaults to `"classifier"`): The module that holds the linear head.
+            lora_config (`LoraConfig`): Any rank, `rank_pattern`, `alpha_pattern`, targets. The adapter has a head if
+                PEFT saves one: `task_type="SEQ_CLS"` or `modules_to_save` ask for it.
+            head_name (`str`, *optional*, defaults to `"classifier"`): The module that is the backbone's linear head.
             token_dim (`int`, *optional*, defaults to 768): Width of a token.
 
         Raises:
@@ -106,24 +108,32 @@ class AdapterLayout:
                     name, module.r["default"], module.in_features, module.out_features, module.scaling["default"]
                 )
             )
-        layout = cls(modules, head_name, model.get_submodule(head_name).in_features, token_dim)
         expected = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
+        trained = any(key.startswith(f"{PREFIX}{head_name}.") for key in expected)
+        feature_dim = model.get_submodule(head_name).in_features
+        layout = cls(modules, head_name if trained else None, feature_dim, token_dim)
         if expected != set(layout.keys):
             raise ValueError(
                 f"The LoraConfig makes tensors that a layout does not hold: {sorted(expected ^ set(layout.keys))}. "
-                f"Expected LoRA matrices and the head {head_name!r} in modules_to_save."
+                f"Expected LoRA matrices, and in modules_to_save the head {head_name!r} or nothing."
             )
         return layout
 
     @property
-    def head_keys(self) -> tuple[str, str]:
-        """The keys of the head's weight `(classes, feature_dim)` and bias `(classes,)`."""
+    def head_keys(self) -> tuple[str, ...]:
+        """The keys of the head's weight `(classes, feature_dim)` and bias `(classes,)`; none without a head."""
+        if self.head_name is None:
+            return ()
         return f"{PREFIX}{self.head_name}.weight", f"{PREFIX}{self.head_name}.bias"
 
     @property
     def lora_shapes(self) -> dict[str, tuple[int, int]]:
         """Key on disk -> shape, of every LoRA matrix in order."""
         return {module.key(matrix): module.shape(matrix) for module in self.modules for matrix in MATRICES}
+
+    def shapes(self, ways: int) -> dict[str, tuple[int, ...]]:
+        """Key on disk -> shape, of every tensor of an adapter for `ways` classes, the head last."""
+        return self.lora_shapes | dict(zip(self.head_keys, [(ways, self.feature_dim), (ways,)]))
 
     @property
     def keys(self) -> list[str]:
@@ -159,14 +169,13 @@ class AdapterLayout:
         extra = [key for key in tensors if key not in self.keys]
         if missing or extra:
             raise ValueError(f"The adapter does not fit the layout: missing {missing}, unexpected {extra}.")
-        weight, bias = (tensors[key] for key in self.head_keys)
-        classes = weight.shape[1]
-        shapes = {**self.lora_shapes, self.head_keys[0]: (classes, self.feature_dim), self.head_keys[1]: (classes,)}
-        for key, shape in shapes.items():
+        classes = tensors[self.head_keys[0]].shape[1] if self.head_keys else 0
+        count = mode(len(tensors[key]) for key in self.keys)
+        for key, shape in self.shapes(classes).items():
             if tuple(tensors[key].shape[1:]) != shape:
                 raise ValueError(f"{key} has shape {tuple(tensors[key].shape[1:])} an adapter; expected {shape}.")
-            if len(tensors[key]) != len(weight):
-                raise ValueError(f"{key} holds {len(tensors[key])} adapters, {self.head_keys[0]} {len(weight)}.")
+            if len(tensors[key]) != count:
+                raise ValueError(f"{key} holds {len(tensors[key])} adapters, the others {count}.")
 
     def to_dict(self) -> dict:
         """A JSON form, for a config. [`AdapterLayout.from_dict`] reads it."""

@@ -4,7 +4,9 @@ from contextlib import ExitStack
 
 import torch
 
-from ..backbones import EncodedExamples, FrozenBackbone
+from ..backbones import FrozenBackbone
+from ..layers import EncodedExamples
+from .head import head_logits
 from .layout import AdapterLayout, LoraModule
 
 
@@ -21,29 +23,29 @@ class StackedLora:
 
     def __init__(self, backbone: FrozenBackbone, layout: AdapterLayout) -> None:
         names = [module.name for module in layout.modules]
+        self.backbone = backbone
         self.layout = layout
         self.device = backbone.device
         self.encode = backbone.lower(names)
-        self.model = backbone.upper(names)
+        self.upper = backbone.upper(names)
 
     def features(self, tensors: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """What each adapter's head reads.
 
         Args:
             tensors (`dict[str, torch.Tensor]`): Key on disk -> `(N, *shape)`; the heads, if given, are not used.
-            inputs (`dict[str, torch.Tensor]`): The model's inputs, each of `N * b` rows.
+            inputs (`dict[str, torch.Tensor]`): The upper layers' inputs, each of `N * b` rows.
 
         Returns:
-            `torch.Tensor` of shape `(N, b, feature_dim)`.
+            `torch.Tensor` of shape `(N, b, feature_dim)`, in the adapters' dtype.
         """
-        count = len(next(iter(tensors.values())))
+        lora_a = tensors[self.layout.modules[0].key("lora_A")]
         with ExitStack() as hooks:
             for module in self.layout.modules:
-                lora_a, lora_b = tensors[module.key("lora_A")], tensors[module.key("lora_B")]
-                hook = self._hook(module, lora_a, lora_b)
-                hooks.enter_context(self.model.get_submodule(module.name).register_forward_hook(hook))
-            features = self.model(**inputs).logits
-        return features.unflatten(0, (count, -1))
+                hook = self._hook(module, tensors[module.key("lora_A")], tensors[module.key("lora_B")])
+                hooks.enter_context(self.upper.model.get_submodule(module.name).register_forward_hook(hook))
+            features = self.upper(inputs)
+        return features.unflatten(0, (len(lora_a), -1)).to(lora_a.dtype)
 
     @torch.no_grad()
     def features_of_all(
@@ -60,7 +62,7 @@ class StackedLora:
             `torch.Tensor` of shape `(n, feature_dim)`.
         """
         rows = torch.arange(len(examples)) if rows is None else rows
-        order = examples.attention_mask[rows].sum(dim=1).argsort()  # texts of like length waste no padding
+        order = examples.lengths(rows).argsort()  # texts of like length waste no padding
         found = torch.cat([self.features(tensors, examples[chunk])[0] for chunk in rows[order].split(64)])
         return found[order.argsort()]
 
@@ -87,14 +89,15 @@ class StackedLora:
     ) -> torch.Tensor:
         """The logits of features that are at hand already. See [`StackedLora.logits`]."""
         weight, bias = (tensors[key] for key in self.layout.head_keys)
-        logits = torch.baddbmm(bias.unsqueeze(1), features, weight.transpose(1, 2))
-        return logits if class_mask is None else logits.masked_fill(~class_mask.unsqueeze(1), float("-inf"))
+        return head_logits(features, weight, bias, class_mask)
 
     @staticmethod
     def _hook(module: LoraModule, lora_a: torch.Tensor, lora_b: torch.Tensor):
         def add_low_rank(_, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-            rows = args[0].reshape(len(lora_a), -1, module.in_features)
+            rows = args[0].reshape(len(lora_a), -1, module.in_features).to(lora_a.dtype)
             low = torch.bmm(rows, lora_a.transpose(1, 2))
-            return output + module.scaling * torch.bmm(low, lora_b.transpose(1, 2)).view_as(output)
+            base = output.view(len(lora_a), -1, module.out_features).to(lora_b.dtype)
+            added = torch.baddbmm(base, low, lora_b.transpose(1, 2), alpha=module.scaling)
+            return added.view_as(output).to(output.dtype)
 
         return add_low_rank

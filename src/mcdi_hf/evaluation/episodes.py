@@ -3,7 +3,7 @@
 import torch
 
 from ..adapters.stacked import StackedLora
-from ..backbones import EncodedExamples
+from ..layers import EncodedExamples
 from ..tasks import Task
 from ..trajectories.shared import rows_and_labels
 

@@ -13,15 +13,9 @@ def frozen_features(backbone: FrozenBackbone, texts: list[str]) -> torch.Tensor:
     seen = []
     head = getattr(backbone.model, backbone.head_name)
     hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    backbone.model(**tokenize(backbone, texts))
+    backbone.model(**backbone.inputs(texts))
     hook.remove()
     return seen[0]
-
-
-def tokenize(backbone: FrozenBackbone, texts: list[str]) -> dict[str, torch.Tensor]:
-    """Texts as the backbone's inputs."""
-    options = {"truncation": True, "max_length": backbone.max_length, "padding": True, "return_tensors": "pt"}
-    return backbone.tokenizer(texts, **options).to(backbone.device)
 
 
 def gradient_lora(
@@ -54,7 +48,7 @@ def gradient_lora(
     model = get_peft_model(model, lora_config).eval()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
-    batch = tokenize(backbone, texts)
+    batch = backbone.inputs(texts)
     for _ in range(num_steps):
         loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels)
         optimizer.zero_grad()

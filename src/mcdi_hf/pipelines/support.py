@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from datasets import ClassLabel, Dataset, Value
 
-from ..backbones import EncodedExamples
+from ..layers import EncodedExamples
 
 
 TEXTS = (Value("string"), Value("large_string"))
