@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import installed_backbone, load_table
+from data import Source, inputs_of, installed_backbone, load_table, sources_of, training_table
 from gradient_rival import HEADS, GradientSettings, choose_settings, gradient_accuracies
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
@@ -34,9 +34,9 @@ from mcdi_hf import (
 )
 from mcdi_hf.adapters.head import class_means, imprint_head
 from mcdi_hf.adapters.layout import AdapterLayout
-from mcdi_hf.backbones import EncodedExamples
 from mcdi_hf.evaluation.episodes import query_accuracy, support_texts
 from mcdi_hf.evaluation.gradient import gradient_lora
+from mcdi_hf.layers import EncodedExamples
 from mcdi_hf.trajectories.dataset import final_adapters
 from mcdi_hf.trajectories.shared import initial_adapter, rows_and_labels
 
@@ -77,10 +77,10 @@ class Split:
     """The episodes of some domains: support from the data set's train split, query from its test split."""
 
     def __init__(self, args: argparse.Namespace, groups: list[str], splits: list[str]) -> None:
-        self.table, spans = load_table(args.dataset_name, splits, "domain", groups)
-        self.texts = self.table["text"][:]
-        self.support = LabelledRows(self.table, "intent", "domain", spans[splits[0]])
-        self.query = LabelledRows(self.table, "intent", "domain", spans[splits[-1]])
+        table, spans = load_table([Source(args.dataset_name, "intent", group_column="domain")], splits, groups)
+        self.texts = inputs_of(table)
+        self.support = LabelledRows(table, "label", "group", spans[splits[0]])
+        self.query = LabelledRows(table, "label", "group", spans[splits[-1]])
         self.queries = args.queries
 
     def sampler(self, ways: int, shots: int, seed: int) -> EpisodeSampler:
@@ -120,17 +120,22 @@ class Benchmark:
         self.test = Split(args, TEST, ["train", "test"])
         self.examples = {split: self.stacked.encode(split.texts) for split in (self.validation, self.test)}
         self.cls_examples = {split: self.cls.encode(split.texts) for split in (self.validation, self.test)}
-
+        self.frozen_features = {
+            split: self.stacked.features_of_all(self.frozen, examples) for split, examples in self.examples.items()
+        }
         self.nearest = self.training_adapters() if args.trajectories else None
 
     def training_adapters(self) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
         """Where the training tasks lie, as mean features of two examples a class `(tasks, feature_dim)`, and the end
         of their trajectories."""
         trajectories, description = load_trajectories(self.args.trajectories, self.layout)
-        table, _ = load_table(self.args.dataset_name, ["train", "validation"], "domain", description["train_groups"])
+        sources = sources_of(description, self.args.dataset_name)
+        table, _ = training_table(
+            sources, description["splits"], description["train_groups"], description["rotations"]
+        )
         picks = [[row for rows in support for row in rows[:2].tolist()] for support in trajectories["support"][:]]
         rows = sorted({row for pick in picks for row in pick})
-        examples = self.stacked.encode(table.select(rows)["text"][:])
+        examples = self.stacked.encode(inputs_of(table.select(rows)))
         features = dict(zip(rows, self.stacked.features_of_all(self.pipe.codec.mean_adapter(), examples)))
         places = torch.stack([torch.stack([features[row] for row in pick]).mean(dim=0) for pick in picks])
         return places, final_adapters(trajectories, self.layout)
@@ -156,12 +161,7 @@ class Benchmark:
                     sampler = EpisodeSampler(train.support, (3, 15), (1, 5), 5, seed=seed)
                     bar = tqdm(total=self.args.shared_steps, desc=f"shared adapter, {pooling} pooling, seed {seed}")
                     tensors, scale = train_shared_adapter(
-                        stacked,
-                        examples,
-                        sampler,
-                        self.args.shared_steps,
-                        seed=seed,
-                        on_step=lambda *_: bar.update(),
+                        stacked, examples, sampler, self.args.shared_steps, seed=seed, on_step=lambda *_: bar.update()
                     )
                     bar.close()
                     save_file({**tensors, "scale": torch.tensor(scale)}, path)
@@ -175,8 +175,9 @@ class Benchmark:
         def score(shots: int, settings: GradientSettings) -> float:
             sampler = self.validation.sampler(5, shots, seed=100)
             tasks = [sampler[number] for number in range(24 if shots == 1 else 6)]
-            examples = self.examples[self.validation]
-            return float(np.mean(gradient_accuracies(self.stacked, examples, tasks, settings, self.scale)))
+            examples, features = self.examples[self.validation], self.frozen_features[self.validation]
+            found = gradient_accuracies(self.stacked, examples, features, tasks, settings, self.scale)
+            return float(np.mean(found))
 
         path = self.args.output.with_suffix(".gradient.jsonl")
         return choose_settings(path, self.args.gradient_steps, self.args.gradient_learning_rates, score)
@@ -258,6 +259,7 @@ def run(benchmark: Benchmark, gradient: dict[tuple[str, int], GradientSettings])
             rivals = gradient_accuracies(
                 benchmark.stacked,
                 benchmark.examples[split],
+                benchmark.frozen_features[split],
                 rivalled,
                 gradient["imprinted", shots],
                 benchmark.scale,

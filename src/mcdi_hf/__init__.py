@@ -14,9 +14,11 @@ from .models.mean_pooled import MeanPooledConfig, MeanPooledForSequenceClassific
 from .models.task_encoder import TaskEncoder
 from .pipelines.pipeline_mcdi import MCDiPipeline, MCDiPipelineOutput
 from .schedulers.scheduling_local_consistency import LocalConsistencyScheduler
-from .tasks import EpisodeSampler, LabelledRows, Task
+from .tasks import EpisodeSampler, LabelledRows, Task, rotate_classes
 from .trajectories.collect import TrajectorySettings, collect_trajectories
 from .trajectories.dataset import load_trajectories
+from .trajectories.description import package_versions
+from .trajectories.folder import TrajectoryFolder, append_trajectories
 from .trajectories.shared import train_shared_adapter
 
 
@@ -38,9 +40,13 @@ __all__ = [
     "StackedLora",
     "Task",
     "TaskEncoder",
+    "TrajectoryFolder",
     "TrajectorySettings",
+    "append_trajectories",
     "collect_trajectories",
     "load_trajectories",
+    "package_versions",
+    "rotate_classes",
     "train_shared_adapter",
 ]
 

@@ -1,3 +1,6 @@
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +8,8 @@ from tiny import tiny_backbone, tiny_lora_config
 
 from mcdi_hf import AdapterCodec
 from mcdi_hf.training.conditions import TrajectoryBatches
-from mcdi_hf.trajectories.dataset import build_dataset, final_adapters, split_weights
+from mcdi_hf.trajectories.dataset import final_adapters, load_trajectories, split_weights
+from mcdi_hf.trajectories.folder import TrajectoryFolder
 
 
 WAYS, PER_CLASS, TARGETS, SCALE = (2, 4, 3), 6, 3, 7.0
@@ -31,11 +35,13 @@ def make_batches(codec: AdapterCodec, shots: tuple[int, int] = SHOTS, condition_
     for task, ways in enumerate(WAYS):
         support = [[order.pop() for _ in range(PER_CLASS)] for _ in range(ways)]
         width = layout.numel + ways * (layout.feature_dim + 1)
-        weights = random.standard_normal((TARGETS, width), dtype=np.float32)
+        weights = random.standard_normal((1 + TARGETS, width), dtype=np.float32)
         names = [f"class {task} {label}" for label in range(ways)]
-        row = {"task": task, "classes": names, "support": support, "steps": [1, 2, 3], "losses": [3.0, 2.0, 1.0]}
-        rows.append(row | {"accuracy": 0.5, "weights": weights})
-    trajectories = build_dataset(rows, layout, max(WAYS), {}).with_format("numpy")
+        row = {"task": task, "group": "all", "classes": names, "support": support, "steps": [0, 1, 2, 3]}
+        rows.append(row | {"losses": [3.0, 2.0, 1.0], "train_accuracy": 0.5, "accuracy": 0.5, "weights": weights})
+    with tempfile.TemporaryDirectory() as folder:
+        TrajectoryFolder.create(Path(folder) / "made_up", layout, max(WAYS), {}).append(rows)
+        trajectories, _ = load_trajectories(str(Path(folder) / "made_up"))
     codec.fit_matrices(final_adapters(trajectories, layout))
     codec.head_std.copy_(torch.tensor([0.5, 2.0]))
     features = torch.randn(sum(WAYS) * PER_CLASS, layout.feature_dim, generator=torch.Generator().manual_seed(1))
@@ -75,7 +81,7 @@ def test_targets_are_residuals_to_each_rows_own_imprinted_head(
     batches: TrajectoryBatches, codec: AdapterCodec
 ) -> None:
     batch = batches.draw(1, np.random.default_rng(3))
-    weights = torch.from_numpy(np.asarray(batches.trajectories[1]["weights"]))
+    weights = torch.from_numpy(np.asarray(batches.trajectories[1]["weights"][1:]))  # the start is no target
     expected = split_weights(weights, WAYS[1], codec.layout)
     for features, labels, targets in zip(batch.features, batch.labels, batch.targets):
         means = torch.stack([features[labels == label].mean(dim=0) for label in range(WAYS[1])])

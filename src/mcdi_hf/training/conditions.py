@@ -63,8 +63,9 @@ class TrajectoryBatches:
         features = self.features[rows]
         class_mask = torch.ones(self.batch_size, ways, dtype=torch.bool)
         head = imprint_head(class_means(features, labels, ways), self.codec.config.imprint_scale, class_mask)
-        tensors = split_weights(torch.from_numpy(np.asarray(row["weights"])), ways, self.codec.layout)
-        count = len(row["weights"])
+        local_targets = torch.from_numpy(np.asarray(row["weights"][1:]))  # the first row is the start
+        tensors = split_weights(local_targets, ways, self.codec.layout)
+        count = len(local_targets)
         # Every target meets every row's own imprinted head: (rows, targets) flattened, encoded, unflattened.
         repeated = {key: value.repeat(self.batch_size, *[1] * (value.ndim - 1)) for key, value in tensors.items()}
         heads = tuple(values.repeat_interleave(count, dim=0) for values in head)

@@ -1,16 +1,26 @@
 """Weight preparation: optimise the adapters of many tasks at once and keep the local targets."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import SchedulerType, get_scheduler
 
-from ..adapters.head import class_means, imprint_head
+from ..adapters.gauge import canonical_trajectory
+from ..adapters.head import head_logits
 from ..adapters.stacked import StackedLora
-from ..backbones import EncodedExamples
+from ..layers import EncodedExamples
 from ..tasks import Task
-from .shared import rows_and_labels
+from .shared import free_heads, rows_and_labels
+from .sharpness import sam_perturbation
+
+
+GAUGES = ("shared_start", "frozen_a", "canonical")
+# Texts of a batch are passed in so many parts, each task's shortest first, so that few are padded to the longest.
+TEXT_PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -21,7 +31,15 @@ class TrajectorySettings:
         num_steps (`int`): Steps of the optimiser.
         num_targets (`int`): Local targets kept, at equal intervals; the last one is the end.
         batch_size (`int`): Examples a task and a step.
-        learning_rate (`float`): Adam's, with a linear decay to zero.
+        learning_rate (`float`): AdamW's.
+        weight_decay (`float`): AdamW's; at 0 it is Adam.
+        lr_scheduler (`str`): A name that `transformers.get_scheduler` knows.
+        lr_warmup_steps (`int`): Steps in which the learning rate rises from zero.
+        sam_rho (`float`): How far sharpness-aware minimisation steps uphill, for each adapter; 0 is without.
+        gauge (`str`): What makes the factors of an update comparable from task to task. `"shared_start"`: all tasks
+            start from one adapter; `"frozen_a"`: besides, `lora_A` stays what it is there; `"canonical"`: the end of
+            every trajectory is brought into its canonical form and the rest aligned with it, see
+            [`canonical_trajectory`].
         imprint_scale (`float`): The sharpness of the head that training starts from.
         seed (`int`): Of the batches; a task's batches depend on it and the task's number only.
     """
@@ -30,12 +48,24 @@ class TrajectorySettings:
     num_targets: int = 3
     batch_size: int = 32
     learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    lr_scheduler: str = "linear"
+    lr_warmup_steps: int = 0
+    sam_rho: float = 0.0
+    gauge: str = "shared_start"
     imprint_scale: float = 10.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_targets <= self.num_steps:
             raise ValueError(f"num_targets is {self.num_targets}: expected 1 to num_steps ({self.num_steps}).")
+        if self.gauge not in GAUGES:
+            raise ValueError(f"gauge is {self.gauge!r}: expected one of {', '.join(map(repr, GAUGES))}.")
+        schedulers = [kind.value for kind in SchedulerType]
+        if self.lr_scheduler not in schedulers:
+            raise ValueError(f"lr_scheduler is {self.lr_scheduler!r}: expected one of {', '.join(schedulers)}.")
+        if self.sam_rho < 0:
+            raise ValueError(f"sam_rho is {self.sam_rho}: expected a distance, 0 for training without SAM.")
 
     @property
     def target_steps(self) -> list[int]:
@@ -43,18 +73,8 @@ class TrajectorySettings:
         return [round(i * self.num_steps / self.num_targets) for i in range(1, self.num_targets + 1)]
 
 
-def collect_trajectories(
-    stacked: StackedLora,
-    examples: EncodedExamples,
-    start: dict[str, torch.Tensor],
-    tasks: list[Task],
-    numbers: list[int],
-    settings: TrajectorySettings,
-    on_step: Callable[[], None] | None = None,
-) -> list[dict]:
-    """Optimise one stack of adapters, each on all the support rows of its task, and judge them on the query rows.
-
-    Adam works element by element, so a stack gives each task what a run of its own would give.
+class TaskStack:
+    """The adapters of several tasks on the way: their tensors, their batches, and their losses.
 
     Args:
         stacked (`StackedLora`):
@@ -62,9 +82,116 @@ def collect_trajectories(
         examples (`EncodedExamples`):
             The data set that the tasks' rows point into.
         start (`dict[str, torch.Tensor]`):
-            The shared start, key -> `(1, *shape)`, without a head: that is imprinted from the task's support.
+            The shared start, key -> `(1, *shape)`, without a head: that is imprinted from the task's support, or made
+            of words. It is trained if the layout has one, and stays what it is otherwise.
+        start_features (`torch.Tensor` of shape `(rows, feature_dim)`, *optional*):
+            What the head reads of every example under the start, `stacked.features_of_all(start, examples)`: made once
+            for all tasks. A language model needs none.
         tasks (`list[Task]` of length `N`):
             The tasks, with any numbers of classes.
+        scale (`float`):
+            The sharpness of the imprinted head.
+    """
+
+    def __init__(
+        self,
+        stacked: StackedLora,
+        examples: EncodedExamples,
+        start: dict[str, torch.Tensor],
+        start_features: torch.Tensor | None,
+        tasks: list[Task],
+        scale: float,
+    ) -> None:
+        self.stacked, self.examples, self.tasks = stacked, examples, tasks
+        self.support = [rows_and_labels(task.support) for task in tasks]
+        self.ways = [len(task.classes) for task in tasks]
+        self.class_mask = torch.arange(max(self.ways)) < torch.tensor(self.ways).unsqueeze(-1)
+        self.class_mask = self.class_mask.to(stacked.device)
+        self.head = free_heads(stacked, start_features, tasks, self.class_mask, scale)
+        self.tensors = {key: value.to(stacked.device).repeat(len(tasks), 1, 1) for key, value in start.items()}
+        self.tensors |= dict(zip(stacked.layout.head_keys, self.head))
+
+    def part_size(self, batch_size: int) -> int:
+        """How many of a task's examples are passed at once."""
+        return batch_size if self.examples.attention_mask is None else math.ceil(batch_size / TEXT_PARTS)
+
+    def draw(self, batch_size: int, randoms: list[np.random.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw a batch for every task, each sorted by length, any view of an example: rows and labels `(N, b)`."""
+        all_rows, all_labels = [], []
+        for (rows, labels), random in zip(self.support, randoms):
+            picks = torch.from_numpy(random.choice(len(rows), size=batch_size, replace=len(rows) < batch_size))
+            rows, labels = rows[picks], labels[picks]
+            if self.examples.num_views > 1:
+                views = random.integers(self.examples.num_views, size=batch_size)
+                rows = rows + len(self.examples) * torch.from_numpy(views)
+            rows, labels = self._by_length(rows, labels)
+            all_rows.append(rows)
+            all_labels.append(labels)
+        return torch.stack(all_rows), torch.stack(all_labels).to(self.stacked.device)
+
+    def _by_length(self, rows: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        order = self.examples.lengths(rows).argsort(stable=True)
+        return rows[order], labels[order]
+
+    def logits(self, tensors: dict[str, torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+        """The logits of every task on rows `(N, b)` of its own: `(N, b, classes)`, minus infinity for padding."""
+        features = self.stacked.features(tensors, self.examples[rows.flatten()])
+        head = [tensors[key] for key in self.stacked.layout.head_keys] or self.head
+        return head_logits(features, *head, self.class_mask)
+
+    def losses(self, tensors: dict[str, torch.Tensor], rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The mean cross-entropy of every task on rows `(N, b)`: `(N,)`."""
+        return _cross_entropy(self.logits(tensors, rows), labels).mean(dim=1)
+
+    def gradients(
+        self, trained: list[torch.Tensor], rows: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put the gradients of the losses into `trained`; return the losses and the numbers of right answers `(N,)`."""
+        for value in trained:
+            value.grad = None
+        losses = right = 0
+        columns = self.part_size(rows.shape[1])
+        for part, part_labels in zip(rows.split(columns, dim=1), labels.split(columns, dim=1)):
+            logits = self.logits(self.tensors, part)
+            loss = _cross_entropy(logits, part_labels).sum(dim=1) / rows.shape[1]
+            loss.sum().backward(inputs=trained)
+            losses = losses + loss.detach()
+            right = right + (logits.detach().argmax(dim=-1) == part_labels).sum(dim=1)
+        return losses, right
+
+    @torch.no_grad()
+    def query_accuracies(self, rows_at_once: int = 512) -> list[float]:
+        """The share of its query that each task's adapter classifies rightly."""
+        query = [self._by_length(*rows_and_labels(task.query)) for task in self.tasks]
+        rows, labels = zip(*query)
+        rows = pad_sequence(rows, batch_first=True)
+        labels = pad_sequence(labels, batch_first=True, padding_value=-1)
+        labels = labels.to(self.stacked.device)
+        columns = max(1, rows_at_once // len(rows))
+        right = sum(
+            (self.logits(self.tensors, part).argmax(dim=-1) == part_labels).sum(dim=1)
+            for part, part_labels in zip(rows.split(columns, dim=1), labels.split(columns, dim=1))
+        )
+        return (right / (labels >= 0).sum(dim=1)).tolist()
+
+
+def collect_trajectories(
+    stacked: StackedLora,
+    examples: EncodedExamples,
+    start: dict[str, torch.Tensor],
+    start_features: torch.Tensor | None,
+    tasks: list[Task],
+    numbers: list[int],
+    settings: TrajectorySettings,
+    on_step: Callable[[], None] | None = None,
+) -> list[dict]:
+    """Optimise one stack of adapters, each on all the support rows of its task, and judge them on the query rows.
+
+    AdamW works element by element, so a stack gives each task what a run of its own would give.
+
+    Args:
+        stacked, examples, start, start_features, tasks:
+            As in [`TaskStack`].
         numbers (`list[int]`):
             The tasks' numbers, which seed their batches.
         settings (`TrajectorySettings`):
@@ -74,94 +201,75 @@ def collect_trajectories(
 
     Returns:
         For every task a row of the trajectory data set: see [`trajectory_features`].
+
+    Raises:
+        `ValueError`: when the weights of a task become infinite or NaN.
     """
-    support = [rows_and_labels(task.support) for task in tasks]
-    ways = [len(task.classes) for task in tasks]
-    class_mask = torch.arange(max(ways)) < torch.tensor(ways).unsqueeze(-1)
-    tensors = {key: value.repeat(len(tasks), 1, 1) for key, value in start.items()}
-    tensors |= _imprinted_heads(stacked, examples, start, support, class_mask, settings.imprint_scale)
-    for value in tensors.values():
-        value.requires_grad_()
-    optimizer = torch.optim.Adam(tensors.values(), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=settings.num_steps)
-    batches = [_batches(settings, number, len(rows)) for number, (rows, _) in zip(numbers, support)]
-    weights, losses = [], []
+    stack = TaskStack(stacked, examples, start, start_features, tasks, settings.imprint_scale)
+    frozen = [module.key("lora_A") for module in stacked.layout.modules if settings.gauge == "frozen_a"]
+    trained = [value.requires_grad_() for key, value in stack.tensors.items() if key not in frozen]
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = get_scheduler(settings.lr_scheduler, optimizer, settings.lr_warmup_steps, settings.num_steps)
+    randoms = [np.random.default_rng((settings.seed, number)) for number in numbers]
+    snapshots, losses, seen = [_snapshot(stack)], [], 0
+    right = torch.zeros(len(tasks), device=stacked.device)
     for step in range(1, settings.num_steps + 1):
-        picks = [torch.from_numpy(next(batch)) for batch in batches]
-        rows = torch.cat([rows[pick] for (rows, _), pick in zip(support, picks)])
-        labels = torch.stack([labels[pick] for (_, labels), pick in zip(support, picks)])
-        logits = stacked.logits(tensors, examples[rows], class_mask)
-        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(dim=1)
-        optimizer.zero_grad()
-        loss.sum().backward()
+        rows, labels = stack.draw(settings.batch_size, randoms)
+        loss, step_right = stack.gradients(trained, rows, labels)
+        if settings.sam_rho:
+            perturbation = sam_perturbation([value.grad for value in trained], settings.sam_rho)
+            with torch.no_grad():
+                torch._foreach_add_(trained, perturbation)
+            stack.gradients(trained, rows, labels)
+            with torch.no_grad():
+                torch._foreach_sub_(trained, perturbation)
         optimizer.step()
         schedule.step()
+        right, seen = right + step_right, seen + rows.shape[1]
         if step in settings.target_steps:
-            weights.append(torch.cat([value.detach().flatten(1) for value in tensors.values()], dim=1))
-            losses.append(loss.detach())
+            snapshots.append(_snapshot(stack))
+            losses.append(loss)
+            train_accuracies, right, seen = (right / seen).tolist(), torch.zeros_like(right), 0
         if on_step is not None:
             on_step()
-    weights, losses = torch.stack(weights, dim=1), torch.stack(losses, dim=1)
-    if not torch.isfinite(weights).all():
-        raise ValueError(f"A trajectory diverged: learning_rate {settings.learning_rate} is too high for its tasks.")
-    accuracies = _query_accuracies(stacked, examples, tensors, tasks, class_mask)
-    sizes = [value[0].numel() for value in tensors.values()]
+    weights = _flat_trajectories(stack, snapshots, settings)
+    losses = torch.stack(losses, dim=1).tolist()
     return [
         {
             "task": number,
+            "group": task.group,
             "classes": list(task.classes),
             "support": [list(rows) for rows in task.support],
-            "steps": settings.target_steps,
-            "losses": losses[index].tolist(),
-            "accuracy": accuracies[index],
-            "weights": _without_padding(weights[index], sizes, ways[index]).numpy(),
+            "steps": [0, *settings.target_steps],
+            "losses": losses[index],
+            "train_accuracy": train_accuracies[index],
+            "accuracy": accuracy,
+            "weights": weights[index],
         }
-        for index, (number, task) in enumerate(zip(numbers, tasks))
+        for index, (number, task, accuracy) in enumerate(zip(numbers, tasks, stack.query_accuracies()))
     ]
 
 
-def _imprinted_heads(
-    stacked: StackedLora,
-    examples: EncodedExamples,
-    start: dict[str, torch.Tensor],
-    support: list[tuple[torch.Tensor, torch.Tensor]],
-    class_mask: torch.Tensor,
-    scale: float,
-) -> dict[str, torch.Tensor]:
-    features = stacked.features_of_all(start, examples, torch.cat([rows for rows, _ in support]))
-    features = features.split([len(rows) for rows, _ in support])
-    means = [
-        class_means(own.unsqueeze(0), labels.unsqueeze(0), class_mask.shape[1])
-        for own, (_, labels) in zip(features, support)
-    ]
-    return dict(zip(stacked.layout.head_keys, imprint_head(torch.cat(means), scale, class_mask)))
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
 
 
-def _batches(settings: TrajectorySettings, number: int, size: int) -> Iterator[np.ndarray]:
-    random = np.random.default_rng((settings.seed, number))
-    while True:
-        yield random.choice(size, size=settings.batch_size, replace=size < settings.batch_size)
+def _snapshot(stack: TaskStack) -> dict[str, torch.Tensor]:
+    return {key: value.detach().clone() for key, value in stack.tensors.items()}
 
 
-@torch.no_grad()
-def _query_accuracies(
-    stacked: StackedLora,
-    examples: EncodedExamples,
-    tensors: dict[str, torch.Tensor],
-    tasks: list[Task],
-    class_mask: torch.Tensor,
-) -> list[float]:
-    accuracies = []
-    for index, task in enumerate(tasks):
-        rows, labels = rows_and_labels(task.query)
-        own = {key: value[index : index + 1] for key, value in tensors.items()}
-        logits = stacked.logits(own, examples[rows], class_mask[index : index + 1])
-        accuracies.append((logits[0].argmax(dim=-1) == labels).float().mean().item())
-    return accuracies
-
-
-def _without_padding(weights: torch.Tensor, sizes: list[int], ways: int) -> torch.Tensor:
-    """Cut the padding classes out of the two last tensors, the head's."""
-    *lora, weight, bias = weights.split(sizes, dim=1)
-    feature_dim = sizes[-2] // sizes[-1]
-    return torch.cat([*lora, weight[:, : ways * feature_dim], bias[:, :ways]], dim=1)
+def _flat_trajectories(
+    stack: TaskStack, snapshots: list[dict[str, torch.Tensor]], settings: TrajectorySettings
+) -> list[np.ndarray]:
+    """For every task its snapshots in the chosen gauge, flat and without padding classes: `(k + 1, P)`."""
+    layout = stack.stacked.layout
+    tensors = {key: torch.stack([one[key] for one in snapshots], dim=1) for key in snapshots[0]}
+    if not all(torch.isfinite(value).all() for value in tensors.values()):
+        raise ValueError(f"A trajectory diverged: learning_rate {settings.learning_rate} is too high for its tasks.")
+    if settings.gauge == "canonical":
+        tensors = canonical_trajectory(tensors, layout)
+    flat = []
+    for index, ways in enumerate(stack.ways):
+        own = [value[index, :, :ways] if key in layout.head_keys else value[index] for key, value in tensors.items()]
+        flat.append(torch.cat([value.flatten(1) for value in own], dim=1).cpu().numpy())
+    return flat

@@ -1,14 +1,15 @@
-"""The shared start: one adapter that serves every training task, learnt with class means as the head."""
+"""The shared start: one adapter that serves every training task, learnt with a head that needs no training."""
 
 import math
 from collections.abc import Callable
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from ..adapters.head import class_means, imprint_head
+from ..adapters.head import class_means, head_logits, imprint_head
 from ..adapters.layout import AdapterLayout
 from ..adapters.stacked import StackedLora
-from ..backbones import EncodedExamples
+from ..layers import EncodedExamples
 from ..tasks import EpisodeSampler, Task
 
 
@@ -35,22 +36,53 @@ def rows_and_labels(examples: tuple[tuple[int, ...], ...]) -> tuple[torch.Tensor
     return rows, labels
 
 
-def imprinted_logits(
+def free_heads(
+    stacked: StackedLora,
+    features: torch.Tensor | None,
+    tasks: list[Task],
+    class_mask: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The heads that need no training: imprinted from what one adapter sees of the support, or words.
+
+    Args:
+        stacked (`StackedLora`): The adapted layers; a language model's heads are the words for the classes.
+        features (`torch.Tensor` of shape `(rows, feature_dim)`, *optional*): What the head reads of every example
+            under the one adapter, see [`StackedLora.features_of_all`]. A language model needs none.
+        tasks (`list[Task]` of length `N`): The tasks.
+        class_mask (`torch.Tensor` of shape `(N, classes)`): False marks classes that are padding.
+        scale (`float`): The sharpness of an imprinted head, see [`imprint_head`].
+
+    Returns:
+        The weights `(N, classes, feature_dim)` and the biases `(N, classes)`, zero for padding.
+    """
+    if stacked.backbone.is_causal_lm:
+        heads = zip(*(stacked.backbone.word_head(task.classes) for task in tasks))
+        return tuple(pad_sequence(parts, batch_first=True) for parts in heads)
+    rows, labels = zip(*(rows_and_labels(task.support) for task in tasks))
+    rows = pad_sequence(rows, batch_first=True)
+    labels = pad_sequence(labels, batch_first=True, padding_value=-1).to(features.device)
+    return imprint_head(class_means(features[rows], labels, class_mask.shape[1]), scale, class_mask)
+
+
+def episode_logits(
     stacked: StackedLora, tensors: dict[str, torch.Tensor], scale: float, examples: EncodedExamples, task: Task
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Classify a task's query by a head imprinted from its support, both seen through one adapter.
+    """Classify a task's query by a head that needs no training, support and query both seen through one adapter.
 
     Returns:
         Logits `(queries, classes)` and labels `(queries,)`.
     """
     support, support_labels = rows_and_labels(task.support)
     query, query_labels = rows_and_labels(task.query)
+    query_labels = query_labels.to(stacked.device)
+    if stacked.backbone.is_causal_lm:
+        weight, bias = (part.unsqueeze(0) for part in stacked.backbone.word_head(task.classes))
+        return head_logits(stacked.features(tensors, examples[query]), weight, bias)[0], query_labels
     features = stacked.features(tensors, examples[torch.cat([support, query])])
     support_features, query_features = features.split([len(support), len(query)], dim=1)
-    means = class_means(support_features, support_labels.unsqueeze(0), len(task.classes))
-    weight, bias = imprint_head(means, scale)
-    head = dict(zip(stacked.layout.head_keys, (weight, bias)))
-    return stacked.apply_head(head, query_features)[0], query_labels
+    means = class_means(support_features, support_labels.unsqueeze(0).to(stacked.device), len(task.classes))
+    return head_logits(query_features, *imprint_head(means, scale))[0], query_labels
 
 
 def train_shared_adapter(
@@ -63,7 +95,7 @@ def train_shared_adapter(
     seed: int = 0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> tuple[dict[str, torch.Tensor], float]:
-    """Train one adapter on the episodes of many tasks, with the imprinted head (Snell et al. 2017).
+    """Train one adapter on the episodes of many tasks, with the imprinted head (Snell et al. 2017) or words as head.
 
     Every trajectory starts here, so that all of them lie in one basis, and it is the rival that a generator has to
     beat: one adapter for everybody.
@@ -79,14 +111,16 @@ def train_shared_adapter(
         on_step (`Callable`, *optional*): Called with the step and its loss.
 
     Returns:
-        The adapter, key -> `(1, *shape)`, and the sharpness of the head that it was trained with.
+        The adapter, key -> `(1, *shape)`, and the sharpness of the head that it was trained with (the first one if the
+        head is made of words).
     """
-    tensors = {key: value.requires_grad_() for key, value in initial_adapter(stacked.layout, seed).items()}
-    log_scale = torch.tensor(math.log(scale), requires_grad=True)
+    start = initial_adapter(stacked.layout, seed)
+    tensors = {key: value.to(stacked.device).requires_grad_() for key, value in start.items()}
+    log_scale = torch.tensor(math.log(scale), device=stacked.device, requires_grad=True)
     optimizer = torch.optim.Adam([*tensors.values(), log_scale], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
     for step in range(num_steps):
-        logits, labels = imprinted_logits(stacked, tensors, log_scale.exp(), examples, sampler[step])
+        logits, labels = episode_logits(stacked, tensors, log_scale.exp(), examples, sampler[step])
         loss = torch.nn.functional.cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()

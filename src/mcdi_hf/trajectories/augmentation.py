@@ -1,0 +1,79 @@
+"""Other views of an example: images moved a little, texts short of a word."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+MAX_DEGREES = 15.0
+MAX_SHEAR = 0.2
+MAX_LOG_SCALE = math.log(1.2)
+MAX_SHIFT = 0.1
+WORD_DROPOUT = 0.15
+
+
+def random_affine(image: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Rotate, shear, scale and shift an image a little, about its centre.
+
+    By at most 15 degrees, 0.2, a factor of 1.2 and a tenth of the size, each drawn uniformly (the scale on a log axis).
+    What comes in from outside is black.
+
+    Args:
+        image (`PIL.Image.Image`): Of any mode and size, which the view keeps.
+        random (`np.random.Generator`): Where the draws come from.
+    """
+    angle = math.radians(random.uniform(-MAX_DEGREES, MAX_DEGREES))
+    shear = random.uniform(-MAX_SHEAR, MAX_SHEAR)
+    scale = math.exp(random.uniform(-MAX_LOG_SCALE, MAX_LOG_SCALE))
+    shift = random.uniform(-MAX_SHIFT, MAX_SHIFT, size=2) * image.size
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix = rotation @ np.array([[1.0, shear], [0.0, 1.0]]) / scale
+    centre = (np.array(image.size) - 1) / 2
+    # PIL asks where each pixel of the result comes from
+    offset = centre - matrix @ (centre + shift)
+    coefficients = (*matrix[0], offset[0], *matrix[1], offset[1])
+    return image.transform(image.size, Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BILINEAR)
+
+
+def word_dropout(text: str, random: np.random.Generator) -> str:
+    """Leave out each word with a probability of 0.15, but never all of them.
+
+    Args:
+        text (`str`): Words between blanks.
+        random (`np.random.Generator`): Where the draws come from.
+    """
+    words = text.split()
+    kept = random.random(len(words)) >= WORD_DROPOUT
+    if not kept.any():
+        return text
+    return " ".join(word for word, keep in zip(words, kept) if keep)
+
+
+def augmented_views(examples: list[Any], num_views: int, seed: int = 0) -> list[Any]:
+    """The examples as they are, followed by `num_views - 1` augmented views of all of them.
+
+    The frozen layers then run once for each view; the optimiser draws among the views of an example at every step.
+
+    Args:
+        examples (`list`): Texts, pairs of texts or PIL images.
+        num_views (`int`): Views of every example, with the plain one.
+        seed (`int`, *optional*, defaults to 0): A view depends on it, its number and the example's, and nothing else.
+
+    Returns:
+        A list of length `num_views * len(examples)`, see [`EncodedExamples`].
+    """
+    views = list(examples)
+    for view in range(1, num_views):
+        for row, example in enumerate(examples):
+            views.append(_augment(example, np.random.default_rng((seed, view, row))))
+    return views
+
+
+def _augment(example: Any, random: np.random.Generator) -> Any:
+    if isinstance(example, tuple):
+        return tuple(word_dropout(text, random) for text in example)
+    augment: Callable = word_dropout if isinstance(example, str) else random_affine
+    return augment(example, random)
