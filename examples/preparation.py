@@ -193,7 +193,7 @@ class Collection:
         with accelerator.main_process_first():
             if not path.exists():
                 self._train_shared_start(path)
-            with safe_open(path, "pt") as file:
+            with safe_open(path, "pt", device=str(self.stacked.device)) as file:
                 made = file.metadata()["made"]
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
         different = differences(json.loads(made), json.loads(json.dumps(self.description)))

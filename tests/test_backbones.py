@@ -1,6 +1,8 @@
 import pytest
 import torch
-from tiny import tiny_backbone, tiny_backbone_folder
+from fake_hub import FakeHub
+from huggingface_hub import create_repo, upload_folder
+from tiny import tiny_backbone, tiny_backbone_folder, tiny_image_backbone
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -67,6 +69,27 @@ def test_mean_pooled_classifier_is_the_mean_of_the_tokens_and_loads_by_its_auto_
     loss = model(**inputs, labels=torch.tensor([0, 1, 2, 0])).loss
     expected = nn.functional.cross_entropy(model(**inputs).logits, torch.tensor([0, 1, 2, 0]))
     torch.testing.assert_close(loss, expected)
+
+
+def test_a_backbone_remembers_the_commit_that_it_is_of(hub: FakeHub) -> None:
+    create_repo("tester/encoder")
+    commits = []
+    for seed in (0, 1):
+        commits.append(upload_folder(repo_id="tester/encoder", folder_path=tiny_backbone_folder(seed)).oid)
+    newest, first = (FrozenBackbone.from_pretrained("tester/encoder", revision=one) for one in (None, commits[0]))
+    assert newest.revision == commits[1] != commits[0] == first.revision
+    assert newest.fingerprint == tiny_backbone(seed=1).fingerprint and first.fingerprint == tiny_backbone().fingerprint
+    assert tiny_backbone().revision is None
+
+
+def test_images_have_a_pooling_of_their_own(tmp_path) -> None:
+    backbone = tiny_image_backbone()
+    backbone.model.save_pretrained(tmp_path)
+    backbone.processor.save_pretrained(tmp_path)
+    loaded = FrozenBackbone.from_pretrained(str(tmp_path), pooling="default")
+    assert loaded.reads_images and loaded.fingerprint == backbone.fingerprint
+    with pytest.raises(ValueError, match="'mean': a backbone for images has its own"):
+        FrozenBackbone.from_pretrained(str(tmp_path))
 
 
 def test_bad_backbones_are_refused() -> None:

@@ -2,9 +2,11 @@
 
 import copy
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -46,6 +48,8 @@ class FrozenBackbone:
             classifier's own, `"last_token"` for a causal language model.
         max_length (`int`, *optional*, defaults to 64):
             Longer texts are cut to so many tokens.
+        revision (`str`, *optional*):
+            The commit of the Hub that the weights are of.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class FrozenBackbone:
         name_or_path: str,
         pooling: str = "mean",
         max_length: int = 64,
+        revision: str | None = None,
     ) -> None:
         heads = [name for name, child in model.named_children() if name in HEAD_NAMES and isinstance(child, nn.Linear)]
         if len(heads) != 1:
@@ -67,6 +72,7 @@ class FrozenBackbone:
         self.name_or_path = name_or_path
         self.pooling = pooling
         self.max_length = max_length
+        self.revision = revision
         self.head_name = heads[0]
         self.feature_dim = getattr(model, self.head_name).in_features
         self.is_causal_lm = pooling == "last_token"
@@ -81,6 +87,7 @@ class FrozenBackbone:
         pooling: str = "mean",
         name_or_path: str | None = None,
         max_length: int = 64,
+        revision: str | None = None,
         **kwargs,
     ) -> "FrozenBackbone":
         """Load a model with its tokenizer or image processor.
@@ -94,15 +101,20 @@ class FrozenBackbone:
                 The name to remember instead, such as the Hub id of a local copy.
             max_length (`int`, *optional*, defaults to 64):
                 Longer texts are cut to so many tokens.
+            revision (`str`, *optional*):
+                A branch, tag or commit of the Hub; the main branch by default. The backbone remembers the commit.
             kwargs:
-                Passed on to the model's `from_pretrained`, `revision` for instance.
+                Passed on to the model's `from_pretrained`, `dtype` for instance.
         """
-        model = classifier_class(pooling, pretrained_model_name_or_path)(pretrained_model_name_or_path, **kwargs)
-        reads_images = type(model.config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-        processor = (AutoImageProcessor if reads_images else AutoTokenizer).from_pretrained(
-            pretrained_model_name_or_path
-        )
-        return cls(model, processor, name_or_path or pretrained_model_name_or_path, pooling, max_length)
+        name = pretrained_model_name_or_path
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        reads_images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+        model = classifier_class(pooling, reads_images)(name, revision=revision, **kwargs)
+        processor = (AutoImageProcessor if reads_images else AutoTokenizer).from_pretrained(name, revision=revision)
+        commit = None
+        if not Path(name).is_dir():
+            commit = Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+        return cls(model, processor, name_or_path or name, pooling, max_length, commit)
 
     @property
     def fingerprint(self) -> str:
@@ -196,14 +208,14 @@ class FrozenBackbone:
         return UpperLayers(self, module_names)
 
 
-def classifier_class(pooling: str, pretrained_model_name_or_path: str):
+def classifier_class(pooling: str, reads_images: bool = False):
     """The constructor of a model with the given pooling: name or path, keyword arguments -> `PreTrainedModel`."""
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is {pooling!r}: expected one of {', '.join(map(repr, POOLINGS))}.")
+    if reads_images and pooling != "default":
+        raise ValueError(f"pooling is {pooling!r}: a backbone for images has its own, expected 'default'.")
     if pooling == "mean":
         return MeanPooledForSequenceClassification.from_backbone
     if pooling == "last_token":
         return AutoModelForCausalLM.from_pretrained
-    config = AutoConfig.from_pretrained(pretrained_model_name_or_path)
-    images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-    return (AutoModelForImageClassification if images else AutoModelForSequenceClassification).from_pretrained
+    return (AutoModelForImageClassification if reads_images else AutoModelForSequenceClassification).from_pretrained

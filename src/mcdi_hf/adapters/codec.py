@@ -21,7 +21,7 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         lora_config (`dict`):
             `LoraConfig.to_dict()` of the adapters.
         base_model (`dict`):
-            `name_or_path`, `fingerprint`, `pooling` and `model_class` of the backbone that the adapters are for.
+            `name_or_path`, `revision`, `fingerprint`, `pooling` and `model_class` of the backbone that the adapters are for.
         imprint_scale (`float`, *optional*, defaults to 10.0):
             The sharpness of the imprinted head, see [`imprint_head`].
     """
@@ -57,6 +57,7 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
         base_model = {
             "name_or_path": backbone.name_or_path,
+            "revision": backbone.revision,
             "fingerprint": backbone.fingerprint,
             "pooling": backbone.pooling,
             "model_class": backbone.model_class,

@@ -60,7 +60,7 @@ class GeneratedAdapter:
     Attributes:
         tensors (`dict[str, torch.Tensor]`): Key as in PEFT's files -> tensor.
         lora_config (`dict`): `LoraConfig.to_dict()`.
-        base_model (`dict`): `name_or_path`, `fingerprint`, `pooling` and `model_class` of the backbone.
+        base_model (`dict`): `name_or_path`, `revision`, `fingerprint`, `pooling` and `model_class` of the backbone.
         labels (`list[str]`): The class names, in the order of the logits.
         details (`dict`): How it was made: `generator`, `shots`, `num_inference_steps`, `num_candidates`, `support_loss`.
     """

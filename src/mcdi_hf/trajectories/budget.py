@@ -5,7 +5,7 @@ import torch
 from ..adapters.stacked import StackedLora
 from ..layers import EncodedExamples
 from ..tasks import Task
-from .collect import TaskStack, TrajectorySettings
+from .collect import LEAST_ROWS, TaskStack, TrajectorySettings, part_size
 from .shared import initial_adapter
 
 
@@ -38,7 +38,8 @@ def bytes_per_task(stacked: StackedLora, examples: EncodedExamples, task: Task, 
     tensors = {key: value.requires_grad_() for key, value in stack.tensors.items()}
     everything = torch.arange(len(examples))
     longest = everything[examples.lengths(everything).argsort(descending=True)]
-    rows = longest[torch.arange(stack.part_size(settings.batch_size)) % len(longest)]
+    columns = part_size(examples, settings.batch_size, num_tasks=LEAST_ROWS)
+    rows = longest[torch.arange(columns) % len(longest)]
     frozen = {value.untyped_storage().data_ptr() for value in stacked.upper.model.parameters()}
     saved: dict[int, int] = {}
 

@@ -19,8 +19,9 @@ from .sharpness import sam_perturbation
 
 
 GAUGES = ("shared_start", "frozen_a", "canonical")
-# Texts of a batch are passed in so many parts, each task's shortest first, so that few are padded to the longest.
-TEXT_PARTS = 4
+# A batch of texts is passed in up to so many parts, each task's shortest texts first, so that few are padded to the
+# longest; but a pass of fewer rows than these costs more than the padding that it saves.
+TEXT_PARTS, LEAST_ROWS = 4, 32
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,13 @@ class TrajectorySettings:
         return [round(i * self.num_steps / self.num_targets) for i in range(1, self.num_targets + 1)]
 
 
+def part_size(examples: EncodedExamples, batch_size: int, num_tasks: int) -> int:
+    """How many of a task's examples are passed at once in a stack of `num_tasks`."""
+    if examples.attention_mask is None:
+        return batch_size
+    return min(batch_size, max(math.ceil(batch_size / TEXT_PARTS), math.ceil(LEAST_ROWS / num_tasks)))
+
+
 class TaskStack:
     """The adapters of several tasks on the way: their tensors, their batches, and their losses.
 
@@ -111,10 +119,6 @@ class TaskStack:
         self.tensors = {key: value.to(stacked.device).repeat(len(tasks), 1, 1) for key, value in start.items()}
         self.tensors |= dict(zip(stacked.layout.head_keys, self.head))
 
-    def part_size(self, batch_size: int) -> int:
-        """How many of a task's examples are passed at once."""
-        return batch_size if self.examples.attention_mask is None else math.ceil(batch_size / TEXT_PARTS)
-
     def draw(self, batch_size: int, randoms: list[np.random.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw a batch for every task, each sorted by length, any view of an example: rows and labels `(N, b)`."""
         all_rows, all_labels = [], []
@@ -150,7 +154,7 @@ class TaskStack:
         for value in trained:
             value.grad = None
         losses = right = 0
-        columns = self.part_size(rows.shape[1])
+        columns = part_size(self.examples, rows.shape[1], len(rows))
         for part, part_labels in zip(rows.split(columns, dim=1), labels.split(columns, dim=1)):
             logits = self.logits(self.tensors, part)
             loss = _cross_entropy(logits, part_labels).sum(dim=1) / rows.shape[1]
