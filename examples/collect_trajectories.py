@@ -84,11 +84,12 @@ def dry_run(collection: Collection) -> None:
     passes = settings.num_steps * (2 if settings.sam_rho else 1)
     minutes = (times[-1] * passes + judging) / len(tasks) * args.num_tasks / 60
     layout, length = collection.codec.layout, collection.examples.hidden_states.shape[1]
+    held = collection.examples.hidden_states.nbytes // 2**20
     classes = sum(len(own) for own in collection.rows.groups.values())
     memory = f"{per_task * stack_size / 2**20:.0f} MiB of the budget of {args.memory_budget * 1024:.0f} MiB"
     lines = {
         "tasks": f"{args.num_tasks}, of {classes} classes in {len(collection.rows.groups)} groups",
-        "examples": f"{len(collection.examples)} in {args.num_views} views, of at most {length} tokens",
+        "examples": f"{len(collection.examples)} in {args.num_views} views, of at most {length} tokens, {held} MiB",
         "weights": f"{layout.numel} LoRA weights in {len(layout.tokens)} tokens; a class has one token more",
         "stacks": f"{stack_size} tasks each, {memory}",
         "data set": f"{collection.data_bytes() / 1e6:.0f} MB",
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     disable_progress_bar()  # one bar for the run
     collection = Collection(args, accelerator.device)
     check_space(collection)
-    collection.encode()
+    collection.encode(show=main)
     if args.dry_run:
         dry_run(collection)
         return

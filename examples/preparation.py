@@ -153,10 +153,11 @@ class Collection:
         codec = AdapterCodec.from_backbone(backbone, lora_config, token_dim=args.token_dim)
         return StackedLora(backbone, codec.layout), codec
 
-    def encode(self) -> None:
+    def encode(self, show: bool) -> None:
         """Run every example through the frozen lower layers, once for each view."""
         views = augmented_views(inputs_of(self.table), self.args.num_views, self.args.seed)
-        self.examples = self.stacked.encode(views, num_views=self.args.num_views)
+        with tqdm(total=len(views), desc="lower layers", unit="example", disable=not show) as bar:
+            self.examples = self.stacked.encode(views, num_views=self.args.num_views, on_batch=bar.update)
 
     def settings(self, imprint_scale: float) -> TrajectorySettings:
         args = self.args

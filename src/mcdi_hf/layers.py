@@ -1,6 +1,7 @@
 """A backbone cut below its first adapted layer: the lower part runs once an example, the upper one many times."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,13 @@ class LowerLayers:
         self.model = model
 
     @torch.no_grad()
-    def __call__(self, examples: list[Any], batch_size: int = 64, num_views: int = 1) -> EncodedExamples:
+    def __call__(
+        self,
+        examples: list[Any],
+        batch_size: int = 64,
+        num_views: int = 1,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> EncodedExamples:
         """Run the lower layers over examples, in batches of similar length.
 
         Args:
@@ -83,6 +90,7 @@ class LowerLayers:
                 [`FrozenBackbone.tokens`]. With several views: all examples as they are, then other views of each.
             batch_size (`int`, *optional*, defaults to 64): Examples a pass.
             num_views (`int`, *optional*, defaults to 1): How many views of every example there are.
+            on_batch (`Callable`, *optional*): Called after each pass with the number of its examples.
 
         Returns:
             [`EncodedExamples`] of `n` examples.
@@ -91,7 +99,7 @@ class LowerLayers:
             raise ValueError(f"There are {len(examples)} examples of {num_views} views: expected a multiple of it.")
         if self.backbone.reads_images:
             batches = (examples[first : first + batch_size] for first in range(0, len(examples), batch_size))
-            states = [self._states(self.backbone.inputs(batch)) for batch in batches]
+            states = [self._states(self.backbone.inputs(batch), on_batch) for batch in batches]
             return EncodedExamples(torch.cat(states), num_views=num_views)
         tokens = self.backbone.tokens(examples)
         lengths = torch.tensor([len(ids) for ids in tokens["input_ids"]])
@@ -99,7 +107,7 @@ class LowerLayers:
         for rows in lengths.argsort().split(batch_size):
             picked = {key: [values[row] for row in rows.tolist()] for key, values in tokens.items()}
             batch = self.backbone.pad(picked)
-            states = self._states(batch)
+            states = self._states(batch, on_batch)
             if hidden_states is None:
                 hidden_states = states.new_zeros(len(examples), int(lengths.max()), states.shape[-1])
                 mask = batch["attention_mask"].new_zeros(len(examples), int(lengths.max()))
@@ -107,9 +115,11 @@ class LowerLayers:
             mask[rows, : states.shape[1]] = batch["attention_mask"]
         return EncodedExamples(hidden_states, mask, num_views)
 
-    def _states(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _states(self, batch: dict[str, torch.Tensor], on_batch: Callable[[int], None] | None) -> torch.Tensor:
         self.model.base_model(**batch)
         states, self.capture.states = self.capture.states, None
+        if on_batch is not None:
+            on_batch(len(states))
         return states
 
 
