@@ -1,50 +1,17 @@
 """The two scripts from raw data to a pipeline, as a user runs them, on a tiny backbone and data set."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
 from safetensors.torch import load_file
+from scripts import DOMAINS, EXAMPLES, LAUNCH, call, save_backbone, write_letters
 from tiny import tiny_backbone
 
 from mcdi_hf import MCDiPipeline
-
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-DOMAINS, CLASSES = ["north", "south", "west"], 4
-LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no".split()
-
-
-def call(*command: str | Path) -> str:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *map(str, command)]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
-def write_source(folder: Path, words: list[str]) -> None:
-    """Every class has two words of its own among others that say nothing."""
-    random = np.random.default_rng(0)
-    names = [f"{domain}_{number}" for domain in DOMAINS for number in range(CLASSES)]
-    features = Features(
-        {"text": Value("string"), "label": ClassLabel(names=names), "domain": ClassLabel(names=DOMAINS)}
-    )
-    for split, count in {"train": 8, "validation": 3, "test": 3}.items():
-        rows = []
-        for label in np.repeat(np.arange(len(names)), count).tolist():
-            own = [words[2 * label % len(words)], words[(2 * label + 1) % len(words)]]
-            text = " ".join(own + random.choice(words, size=random.integers(1, 5)).tolist())
-            rows.append({"text": text, "label": label, "domain": label // CLASSES})
-        Dataset.from_list(rows, features=features).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
 
 
 @dataclass
@@ -63,10 +30,8 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, lis
     """The backbone's folder, the folder of the trajectories, and the command that made them."""
     root = tmp_path_factory.mktemp("scripts")
     backbone = tiny_backbone()
-    backbone.model.base_model.save_pretrained(root / "backbone")
-    backbone.processor.save_pretrained(root / "backbone")
-    (root / "source" / "data").mkdir(parents=True)
-    write_source(root / "source", sorted(word for word in backbone.processor.get_vocab() if word.isalpha()))
+    save_backbone(backbone, root / "backbone")
+    write_letters(root / "source", backbone)
     command = [EXAMPLES / "collect_trajectories.py"]
     command += ["--pretrained_model_name_or_path", root / "backbone", "--base_model_name", root / "backbone"]
     command += ["--dataset_name", root / "source", "--group_column", "domain", "--train_groups", *DOMAINS[:2]]
@@ -158,8 +123,7 @@ def test_the_trained_pipeline_loads_and_generates(runs: Runs) -> None:
 def test_trajectories_of_another_backbone_are_refused(collected: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
     _, folder, _ = collected
     other = tiny_backbone(seed=1)
-    other.model.base_model.save_pretrained(tmp_path / "other")
-    other.processor.save_pretrained(tmp_path / "other")
+    save_backbone(other, tmp_path / "other")
     options = ["--pretrained_model_name_or_path", tmp_path / "other", "--trajectories", folder / "trajectories"]
     with pytest.raises(AssertionError, match=f"weights {other.fingerprint}.*Load the backbone and the revision"):
         call(EXAMPLES / "train_mcdi.py", *options, "--validation_groups", DOMAINS[2], "--output_dir", tmp_path / "run")

@@ -1,0 +1,83 @@
+"""Running the example scripts as a person does, on a tiny backbone and data set in folders."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Value
+
+from mcdi_hf import FrozenBackbone
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+DOMAINS, CLASSES = ["north", "south", "west"], 4
+# Two processes on CPUs: with --cpu instead of --multi_gpu Accelerate would start one, silently.
+LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+
+
+def start(*command: str | Path, preexec: Callable[[], None] | None = None, **environment: str) -> subprocess.Popen:
+    """Start Python with arguments, on one thread, offline unless the environment says otherwise."""
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=variables | environment,
+        preexec_fn=preexec,
+        start_new_session=True,  # so that a launcher can be killed with the processes that it started
+    )
+
+
+def call(*command: str | Path, **environment: str) -> str:
+    """Run Python with arguments to its end; what it printed."""
+    process = start(*command, **environment)
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return printed
+
+
+def refused(*command: str | Path, preexec: Callable[[], None] | None = None) -> str:
+    """Run Python with arguments that it must refuse; the last line that it said."""
+    process = start(*command, preexec=preexec)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode != 0
+    return errors.strip().splitlines()[-1]
+
+
+def save_backbone(backbone: FrozenBackbone, folder: Path) -> Path:
+    """Write a backbone and its tokenizer or image processor; mean-pooled ones as the encoder that they are made of."""
+    model = backbone.model.base_model if backbone.pooling == "mean" else backbone.model
+    model.save_pretrained(folder)
+    backbone.processor.save_pretrained(folder)
+    return folder
+
+
+def write_split(folder: Path, split: str, dataset: Dataset) -> None:
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    dataset.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+
+
+def write_source(folder: Path, words: list[str]) -> Path:
+    """Every class has two words of its own among others that say nothing."""
+    random = np.random.default_rng(0)
+    names = [f"{domain}_{number}" for domain in DOMAINS for number in range(CLASSES)]
+    features = Features(
+        {"text": Value("string"), "label": ClassLabel(names=names), "domain": ClassLabel(names=DOMAINS)}
+    )
+    for split, count in {"train": 8, "validation": 3, "test": 3}.items():
+        rows = []
+        for label in np.repeat(np.arange(len(names)), count).tolist():
+            own = [words[2 * label % len(words)], words[(2 * label + 1) % len(words)]]
+            text = " ".join(own + random.choice(words, size=random.integers(1, 5)).tolist())
+            rows.append({"text": text, "label": label, "domain": label // CLASSES})
+        write_split(folder, split, Dataset.from_list(rows, features=features))
+    return folder
+
+
+def write_letters(folder: Path, backbone: FrozenBackbone) -> Path:
+    """[`write_source`] in the words of a tiny backbone."""
+    return write_source(folder, sorted(word for word in backbone.processor.get_vocab() if word.isalpha()))
