@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import Source, inputs_of, installed_backbone, load_table, sources_of, training_table
+from data import Source, inputs_of, installed_backbone, load_table, training_table
 from gradient_rival import HEADS, GradientSettings, choose_settings, gradient_accuracies
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
@@ -129,10 +129,7 @@ class Benchmark:
         """Where the training tasks lie, as mean features of two examples a class `(tasks, feature_dim)`, and the end
         of their trajectories."""
         trajectories, description = load_trajectories(self.args.trajectories, self.layout)
-        sources = sources_of(description, self.args.dataset_name)
-        table, _ = training_table(
-            sources, description["splits"], description["train_groups"], description["rotations"]
-        )
+        table, _ = training_table(description, self.args.dataset_name)
         picks = [[row for rows in support for row in rows[:2].tolist()] for support in trajectories["support"][:]]
         rows = sorted({row for pick in picks for row in pick})
         examples = self.stacked.encode(inputs_of(table.select(rows)))

@@ -158,17 +158,16 @@ def load_table(sources: list[Source], splits: list[str], groups: list[str] | Non
     return table, spans
 
 
-def training_table(
-    sources: list[Source], splits: list[str], groups: list[str] | None, rotations: bool
-) -> tuple[Dataset, dict[str, range]]:
-    """The table that the rows of trajectories point into, from what their description says.
+def training_table(description: dict, dataset_name: str | None = None) -> tuple[Dataset, dict[str, range]]:
+    """The table that the rows of trajectories point into.
 
     Args:
-        sources, splits, groups: As in [`load_table`].
-        rotations (`bool`): Whether images were rotated, see [`rotate_classes`].
+        description (`dict`): Of the trajectories, with their `sources`, `splits`, `train_groups` and `rotations`.
+        dataset_name (`str`, *optional*): As in [`sources_of`].
     """
-    table, spans = load_table(sources, splits, groups)
-    if not rotations:
+    splits = description["splits"]
+    table, spans = load_table(sources_of(description, dataset_name), splits, description["train_groups"])
+    if not description["rotations"]:
         return table, spans
     if len(splits) > 1:
         raise ValueError(f"Rotations of {splits} would mix them: take one split, and the query from the same rows.")

@@ -98,9 +98,13 @@ class Collection:
             sources = read_mixture(args.mixture, args.mixture_root)
         else:
             sources = [Source(args.dataset_name, args.label_column, tuple(args.input_columns), args.group_column)]
-        splits = ["train", args.query_split] if args.query_split else ["train"]
-        groups = args.train_groups or self._other_groups(sources)
-        self.table, spans = training_table(sources, splits, groups, args.rotations)
+        where = {
+            "sources": [asdict(source) for source in sources],
+            "splits": ["train", args.query_split] if args.query_split else ["train"],
+            "train_groups": args.train_groups or self._other_groups(sources),
+            "rotations": args.rotations,
+        }
+        self.table, spans = training_table(where)
         self.rows = LabelledRows(self.table, "label", "group", spans["train"])
         if args.held_out_groups:
             held_out = load_table(sources, ["train"], args.held_out_groups)[0]
@@ -116,10 +120,7 @@ class Collection:
         )
         self.stacked, self.codec = self._adapted_backbone(device)
         self.description = {
-            "sources": [asdict(source) for source in sources],
-            "splits": splits,
-            "train_groups": groups,
-            "rotations": args.rotations,
+            **where,
             "tasks": {key: getattr(args, key) for key in ("ways", "examples_per_class", "queries_per_class", "seed")},
             "num_views": args.num_views,
             "shared_start": {"steps": args.shared_steps, "learning_rate": args.shared_learning_rate},

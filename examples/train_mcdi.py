@@ -122,8 +122,7 @@ class Data:
         self.codec.check_backbone(backbone)
         self.stacked = StackedLora(backbone, self.codec.layout)
         sources = sources_of(self.description, args.dataset_name)
-        splits, groups = self.description["splits"], self.description["train_groups"]
-        train, spans = training_table(sources, splits, groups, self.description["rotations"])
+        train, spans = training_table(self.description, args.dataset_name)
         held_out, held_spans = load_table(sources, ["train", "test"], args.validation_groups)
         rows = LabelledRows(held_out, "label", "group", held_spans["train"])
         check_disjoint(train=LabelledRows(train, "label", "group", spans["train"]), validation=rows)
