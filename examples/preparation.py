@@ -16,11 +16,10 @@ from data import (
     load_table,
     read_mixture,
     training_table,
-    write_whole,
 )
 from peft import LoraConfig
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from mcdi_hf import (
@@ -38,6 +37,7 @@ from mcdi_hf.trajectories.augmentation import augmented_views
 from mcdi_hf.trajectories.budget import bytes_per_task, stack_size_for
 from mcdi_hf.trajectories.collect import GAUGES
 from mcdi_hf.trajectories.description import differences
+from mcdi_hf.trajectories.folder import write_file
 
 
 def add_data_arguments(group) -> None:
@@ -223,9 +223,10 @@ class Collection:
             on_step=show,
         )
         bar.close()
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {key: value.cpu() for key, value in tensors.items()} | {"imprint_scale": torch.tensor(scale)}
-        write_whole(path, lambda part: save_file(tensors, part, {"made": json.dumps(self.description)}))
+        # Not `save_file`, whose error on a full disk is no OSError.
+        content = save(tensors, {"made": json.dumps(self.description)})
+        write_file(path, lambda file: file.write(content))
 
     def data_bytes(self) -> int:
         """The size of the data set on disk."""

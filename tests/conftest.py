@@ -23,6 +23,7 @@ os.environ.update(
     HF_HOME=HF_HOME,
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_HUB_DISABLE_XET="1",
+    OMP_NUM_THREADS="1",  # on tensors this small, several threads spend their time waiting for each other
 )
 
 

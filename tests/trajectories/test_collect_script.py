@@ -124,7 +124,6 @@ def test_more_tasks_extend_and_other_settings_are_refused(
     assert tasks.tolist() == list(range(NUM_TASKS))
     said = refused(*command, "--learning_rate", "0.5", "--output_dir", tmp_path)
     assert "settings.learning_rate is 0.001 there, 0.5 here" in said
-    assert "lora_config.r is 2 there, 3 here" in refused(*command, "--rank", "3", "--output_dir", tmp_path)
 
 
 def test_a_disk_or_a_folder_that_cannot_be_written_is_one_clear_line(command: list, tmp_path: Path) -> None:
@@ -152,14 +151,11 @@ def test_a_dry_run_tells_and_writes_nothing(command: list, tmp_path: Path) -> No
     sizes = [int(text.splitlines()[3].split()[1]) for text in (tight, plenty)]
     assert 1 <= sizes[0] < sizes[1]
     assert not (tmp_path / "dry").exists()
-    none = refused(*command, "--dry_run", "--memory_budget", "0.00001", "--output_dir", tmp_path / "dry")
-    assert "more than the budget of 0 MiB: raise the budget" in none
 
 
-def test_leaks_and_unknown_groups_are_named(command: list, tmp_path: Path) -> None:
+def test_a_leak_is_named(command: list, tmp_path: Path) -> None:
     said = refused(*command, "--held_out_groups", "south", "--output_dir", tmp_path / "leak")
     assert "training and held_out share the classes ['south/south_0'" in said
-    assert "no groups ['east']" in refused(*command, "--held_out_groups", "east", "--output_dir", tmp_path / "leak")
 
 
 def test_images_with_rotations_and_views(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ class TrajectoryFolder:
         elif (folder / CARD).exists() or (folder / "data").exists():
             raise ValueError(f"{folder} holds other files and no {RECORD}: choose another folder.")
         else:
-            _write_whole(folder / RECORD, lambda file: file.write(text.encode()))
+            write_file(folder / RECORD, lambda file: file.write(text.encode()))
         made = cls(folder)
         if not (folder / CARD).exists():
             made._write_card(None)
@@ -248,12 +248,12 @@ class TrajectoryFolder:
             # Small row groups, because a stream reads them one at a time; floats have no use for a dictionary.
             pyarrow.parquet.write_table(table, file, row_group_size=8, use_dictionary=False)
 
-        _write_whole(self.folder / "data" / f"train-{numbers[0]:06d}-{numbers[-1]:06d}.parquet", write)
+        write_file(self.folder / "data" / f"train-{numbers[0]:06d}-{numbers[-1]:06d}.parquet", write)
 
     def _write_card(self, summary: dict | None) -> None:
         title, width = self.folder.resolve().name, self.features["weights"].shape[1]
         card = trajectory_card(title, self.record, width, summary)
-        _write_whole(self.folder / CARD, lambda file: file.write(str(card).encode()))
+        write_file(self.folder / CARD, lambda file: file.write(str(card).encode()))
 
 
 def append_trajectories(into: Path, other: Path) -> None:
@@ -289,7 +289,7 @@ def append_trajectories(into: Path, other: Path) -> None:
         entry = {"first_task": first, "last_task": first + max(source.numbers), "made": made}
         appended.append(entry)
         text = json.dumps(target.record, indent=1) + "\n"
-        _write_whole(into / RECORD, lambda file: file.write(text.encode()))
+        write_file(into / RECORD, lambda file: file.write(text.encode()))
     if entry["last_task"] - entry["first_task"] != max(source.numbers):
         raise ValueError(f"{other} was appended to {into} before, with another number of tasks.")
     for numbers, path in source.shards.items():
@@ -299,7 +299,7 @@ def append_trajectories(into: Path, other: Path) -> None:
             target._append_table(table.set_column(0, table.schema.field("task"), tasks))
 
 
-def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file beside its place, under a name that no loader reads, and move it there when it is on the disk."""
     part = path.with_name(f".{path.name}.part")
     try:
