@@ -1,7 +1,6 @@
 """Weight preparation: optimise the adapters of many tasks at once and keep the local targets."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,6 +162,15 @@ class TaskStack:
             right = right + (logits.detach().argmax(dim=-1) == part_labels).sum(dim=1)
         return losses, right
 
+    def sam_gradients(self, trained: list[torch.Tensor], rows: torch.Tensor, labels: torch.Tensor, rho: float) -> None:
+        """Replace the gradients in `trained` by those a step uphill along them, see [`sam_perturbation`]."""
+        perturbation = sam_perturbation([value.grad for value in trained], rho)
+        with torch.no_grad():
+            torch._foreach_add_(trained, perturbation)
+        self.gradients(trained, rows, labels)
+        with torch.no_grad():
+            torch._foreach_sub_(trained, perturbation)
+
     @torch.no_grad()
     def query_accuracies(self, rows_at_once: int = 512) -> list[float]:
         """The share of its query that each task's adapter classifies rightly."""
@@ -187,21 +195,15 @@ def collect_trajectories(
     tasks: list[Task],
     numbers: list[int],
     settings: TrajectorySettings,
-    on_step: Callable[[], None] | None = None,
 ) -> list[dict]:
     """Optimise one stack of adapters, each on all the support rows of its task, and judge them on the query rows.
 
     AdamW works element by element, so a stack gives each task what a run of its own would give.
 
     Args:
-        stacked, examples, start, start_features, tasks:
-            As in [`TaskStack`].
-        numbers (`list[int]`):
-            The tasks' numbers, which seed their batches.
-        settings (`TrajectorySettings`):
-            The optimiser's.
-        on_step (`Callable`, *optional*):
-            Called after each step of the stack.
+        stacked, examples, start, start_features, tasks: As in [`TaskStack`].
+        numbers (`list[int]`): The tasks' numbers, which seed their batches.
+        settings (`TrajectorySettings`): The optimiser's.
 
     Returns:
         For every task a row of the trajectory data set: see [`trajectory_features`].
@@ -221,12 +223,7 @@ def collect_trajectories(
         rows, labels = stack.draw(settings.batch_size, randoms)
         loss, step_right = stack.gradients(trained, rows, labels)
         if settings.sam_rho:
-            perturbation = sam_perturbation([value.grad for value in trained], settings.sam_rho)
-            with torch.no_grad():
-                torch._foreach_add_(trained, perturbation)
-            stack.gradients(trained, rows, labels)
-            with torch.no_grad():
-                torch._foreach_sub_(trained, perturbation)
+            stack.sam_gradients(trained, rows, labels, settings.sam_rho)
         optimizer.step()
         schedule.step()
         right, seen = right + step_right, seen + rows.shape[1]
@@ -234,8 +231,6 @@ def collect_trajectories(
             snapshots.append(_snapshot(stack))
             losses.append(loss)
             train_accuracies, right, seen = (right / seen).tolist(), torch.zeros_like(right), 0
-        if on_step is not None:
-            on_step()
     weights = _flat_trajectories(stack, snapshots, settings)
     losses = torch.stack(losses, dim=1).tolist()
     return [
