@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_a_killed_run_continues_to_the_same_bytes(
     if moment == "shared start":
         kill_when(process, folder.exists)
         assert not (folder / "shared_adapter.safetensors").exists()
-        (folder / "shared_adapter.safetensors.part").write_bytes(b"half")
+        (folder / ".shared_adapter.safetensors.part").write_bytes(b"half")
     else:
         kill_when(process, lambda: len(list(folder.glob("trajectories/data/*.parquet"))) >= 2)
         assert len(shards(folder)) < NUM_TASKS / 2
@@ -131,12 +132,11 @@ def test_a_disk_or_a_folder_that_cannot_be_written_is_one_clear_line(command: li
     said = refused(*command, "--output_dir", tmp_path / "file" / "below")
     assert said.startswith("error: ") and "Not a directory" in said
 
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
-
-    said = refused(*command, "--output_dir", tmp_path / "full", preexec=small_files)
-    assert said.startswith("error: ") and "File too large" in said and "run the same command again" in said
-    assert shards(tmp_path / "full") == {}
+    for limit, name in ((2500, "shared_adapter.safetensors"), (6000, "data/train-000000-000001.parquet")):
+        full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+        said = refused(*command, "--output_dir", tmp_path / "full", preexec=full)
+        assert said.startswith("error: ") and f"{name}: File too large" in said and "same command again" in said
+        assert shards(tmp_path / "full") == {} and not list((tmp_path / "full").rglob("*.part"))
     said = refused(*command, "--num_tasks", 10**10, "--output_dir", tmp_path / "huge")
     assert said.startswith("error: ") and "MB left; the trajectories need" in said
     assert not (tmp_path / "huge").exists()
