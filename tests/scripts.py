@@ -1,9 +1,9 @@
 """Running the example scripts as a person does, on a tiny backbone and data set in folders."""
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ DOMAINS, CLASSES = ["north", "south", "west"], 4
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no".split()
 
 
-def start(*command: str | Path, preexec: Callable[[], None] | None = None, **environment: str) -> subprocess.Popen:
+def start(*command: str | Path, **environment: str) -> subprocess.Popen:
     """Start Python with arguments, on one thread, offline unless the environment says otherwise."""
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(
@@ -27,8 +27,6 @@ def start(*command: str | Path, preexec: Callable[[], None] | None = None, **env
         stderr=subprocess.PIPE,
         text=True,
         env=variables | environment,
-        preexec_fn=preexec,
-        start_new_session=True,  # so that a launcher can be killed with the processes that it started
     )
 
 
@@ -40,12 +38,40 @@ def call(*command: str | Path, **environment: str) -> str:
     return printed
 
 
-def refused(*command: str | Path, preexec: Callable[[], None] | None = None) -> str:
-    """Run Python with arguments that it must refuse; the last line that it said."""
-    process = start(*command, preexec=preexec)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode != 0
-    return errors.strip().splitlines()[-1]
+# The imports take most of a start, so they are done once; then each script is the main module of a process of its own.
+RUN_EACH = """
+import json, os, resource, runpy, sys
+import accelerate, datasets, mcdi_hf
+for limit, script, *arguments in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        sys.path[0], sys.argv = os.path.dirname(script), [script, *arguments]
+        runpy.run_path(script, run_name="__main__")
+        sys.exit()
+    code = os.waitstatus_to_exitcode(os.wait()[1])
+    os.write(1, b"%d\\0" % code)
+    os.write(2, b"\\0")
+"""
+
+
+def run_each(
+    commands: dict[str, list[str | Path]], file_sizes: dict[str, int] | None = None
+) -> dict[str, tuple[int, str, str]]:
+    """Run scripts with arguments one after another; name -> return code, what it printed, what it said on stderr.
+
+    A limit in `file_sizes` makes a longer file the same error as a full disk.
+    """
+    limits = file_sizes or {}
+    rows = [[limits.get(name), *map(str, command)] for name, command in commands.items()]
+    process = start("-c", RUN_EACH, json.dumps(rows))
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    found = {}
+    for name, out, said in zip(commands, printed.split("\0"), errors.split("\0")):
+        lines = out.splitlines()
+        found[name] = (int(lines[-1]), "\n".join(lines[:-1]), said)
+    return found
 
 
 def save_backbone(backbone: FrozenBackbone, folder: Path) -> Path:

@@ -1,24 +1,35 @@
 """The collection script as a person runs it: killed, spread over processes, out of space, dry, and on every family."""
 
 import json
-import os
-import resource
 import shutil
-import signal
+import subprocess
 import time
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from fake_hub import FakeHub
-from scripts import DOMAINS, EXAMPLES, LAUNCH, call, refused, save_backbone, start, write_letters, write_split
-from tiny import tiny_backbone, tiny_image_backbone, tiny_image_dataset, tiny_language_model
+from peft import LoraConfig, get_peft_model_state_dict
+from scripts import (
+    CLASSES,
+    DOMAINS,
+    EXAMPLES,
+    LAUNCH,
+    call,
+    run_each,
+    save_backbone,
+    start,
+    write_letters,
+    write_split,
+)
+from tiny import in_peft, tiny_backbone, tiny_image_backbone, tiny_image_dataset, tiny_language_model
 
-from mcdi_hf import AdapterLayout, load_trajectories
+from mcdi_hf import AdapterLayout, FrozenBackbone, load_trajectories
 from mcdi_hf.trajectories.dataset import split_weights
 
 
@@ -26,7 +37,7 @@ SCRIPT = EXAMPLES / "collect_trajectories.py"
 SMALL = (
     "--ways 2 3 --examples_per_class 6 6 --rank 2 --shared_steps 3 --train_batch_size 4 --max_train_steps 6".split()
 )
-NUM_TASKS = 8
+NUM_TASKS = 12
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +48,9 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list:
     source = write_letters(root / "source", backbone)
     options = ["--pretrained_model_name_or_path", save_backbone(backbone, root / "backbone"), "--dataset_name", source]
     options += ["--group_column", "domain", "--train_groups", *DOMAINS[:2], "--query_split", "validation", *SMALL]
-    return [SCRIPT, *options, "--layers", "1", "--token_dim", "20", "--num_tasks", NUM_TASKS, "--max_stack_size", "2"]
+    # Long enough that a run can be caught in the middle.
+    options += "--shared_steps 60 --max_train_steps 24 --layers 1 --token_dim 20 --max_stack_size 2".split()
+    return [SCRIPT, *options, "--num_tasks", NUM_TASKS]
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +70,29 @@ def shards(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def kill_when(process, condition) -> None:
-    """SIGKILL the process and all that it started as soon as the condition holds."""
+def visible(folder: Path) -> dict[str, bytes]:
+    """Every file of a run but those that are marked as half."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".part"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL the process and all that it started, which a launcher puts into sessions of their own."""
+    for one in (*psutil.Process(process.pid).children(recursive=True), process):
+        one.kill()
     process.communicate()
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
 
 
 def test_the_summary_tells_what_was_made(straight: tuple[Path, str]) -> None:
@@ -76,86 +103,142 @@ def test_the_summary_tells_what_was_made(straight: tuple[Path, str]) -> None:
         count = list(trajectories["group"][:]).count(group)
         assert any(line.split() == [group, str(count)] for line in printed.splitlines())
     assert f"{np.mean(trajectories['accuracy'][:]):.3f}" in printed
-    assert made["settings"]["num_steps"] == 6 and made["stack_size"] == 2
-    assert list(trajectories[0]["steps"]) == [0, 2, 4, 6] and np.ptp(trajectories[0]["weights"], axis=0).any()
+    assert made["settings"]["num_steps"] == 24 and made["stack_size"] == 2
+    assert list(trajectories[0]["steps"]) == [0, 8, 16, 24] and np.ptp(trajectories[0]["weights"], axis=0).any()
 
 
-@pytest.mark.parametrize("moment", ["shared start", "second shard"])
-def test_a_killed_run_continues_to_the_same_bytes(
-    moment: str, command: list, straight: tuple[Path, str], tmp_path: Path
+def test_a_run_that_is_killed_twice_continues_to_the_same_bytes(
+    command: list, straight: tuple[Path, str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
     process = start(*command, "--output_dir", folder)
-    if moment == "shared start":
-        kill_when(process, folder.exists)
-        assert not (folder / "shared_adapter.safetensors").exists()
-        (folder / ".shared_adapter.safetensors.part").write_bytes(b"half")
-    else:
-        kill_when(process, lambda: len(list(folder.glob("trajectories/data/*.parquet"))) >= 2)
-        assert len(shards(folder)) < NUM_TASKS / 2
-        (folder / "trajectories" / "data" / ".train-000006-000007.parquet.part").write_bytes(b"half")
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    wait_for(process, folder.exists)
+    time.sleep(0.1)
+    kill(process)  # the shared start is on its way
+    assert visible(folder) == {}
+    (folder / "shared_adapter.safetensors.part").write_bytes(b"half")
+    (folder / ".shared_adapter.safetensors.part").write_bytes(b"half")
+    process = start(*command, "--output_dir", folder)
+    wait_for(process, lambda: len(list(folder.glob("trajectories/data/*.parquet"))) >= 2)
+    kill(process)
+    before = times(folder)
+    assert 2 <= len(shards(folder)) < NUM_TASKS / 2
+    (folder / "trajectories" / "data" / f".train-{NUM_TASKS - 2:06d}-{NUM_TASKS - 1:06d}.parquet.part").write_bytes(
+        b""
+    )
     call(*command, "--output_dir", folder)
-    assert shards(folder) == shards(straight[0])
+    assert len(shards(folder)) == NUM_TASKS / 2 and visible(folder) == visible(straight[0])
     assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing was computed twice
 
 
 def test_two_processes_make_what_one_does_and_one_finishes_what_two_began(
     command: list, straight: tuple[Path, str], tmp_path: Path
 ) -> None:
-    launch = [*LAUNCH, "--num_processes", "2"]
+    launch, folder = [*LAUNCH, "--num_processes", "2"], tmp_path / "killed"
     call(*launch, *command, "--output_dir", tmp_path / "two")
-    assert shards(tmp_path / "two") == shards(straight[0])
-    # Each process takes every second stack, so the third and last of one are written before all of the other's.
-    process = start(*launch, *command, "--output_dir", tmp_path / "killed")
-    kill_when(process, lambda: any((tmp_path / "killed").glob("trajectories/data/train-00000[26]*.parquet")))
-    call(*command, "--output_dir", tmp_path / "killed")
-    assert shards(tmp_path / "killed") == shards(straight[0])
+    assert visible(tmp_path / "two") == visible(straight[0])
+    # Each process takes every second stack: one that stands still leaves its own out, and nobody else makes them.
+    names = list(shards(straight[0]))
+    process = start(*launch, *command, "--output_dir", folder)
+    wait_for(process, lambda: any(folder.glob("trajectories/data/*.parquet")))
+    workers = psutil.Process(process.pid).children(recursive=True)
+    (second,) = [worker for worker in workers if worker.environ().get("RANK") == "1"]
+    second.suspend()
+    wait_for(process, lambda: set(names[::2]) <= shards(folder).keys())
+    time.sleep(0.5)  # enough for a stack more
+    kill(process)
+    assert not set(names[1::2]) <= shards(folder).keys()
+    before = times(folder)
+    call(*command, "--output_dir", folder)
+    assert visible(folder) == visible(straight[0])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_more_tasks_extend_and_other_settings_are_refused(
-    command: list, straight: tuple[Path, str], tmp_path: Path
+def test_more_tasks_extend_the_data_set_and_go_to_the_hub(
+    hub: FakeHub, command: list, straight: tuple[Path, str], tmp_path: Path
 ) -> None:
-    few = [NUM_TASKS // 2 + 1 if part == NUM_TASKS else part for part in command]
-    call(*few, "--output_dir", tmp_path)
-    before = shards(tmp_path)
-    call(*command, "--output_dir", tmp_path)
-    assert before.items() < shards(tmp_path).items()
-    tasks = load_trajectories(str(tmp_path / "trajectories"))[0]["task"][:]
-    assert tasks.tolist() == list(range(NUM_TASKS))
-    said = refused(*command, "--learning_rate", "0.5", "--output_dir", tmp_path)
-    assert "settings.learning_rate is 0.001 there, 0.5 here" in said
+    folder = tmp_path / "run"
+    shutil.copytree(straight[0], folder)
+    before, whole = times(folder), shards(folder)
+    push = ["--push_to_hub", "--hub_dataset_id", "tester/trajectories", "--output_dir", folder]
+    call(*command, "--num_tasks", NUM_TASKS + 3, *push, HF_HUB_OFFLINE="0")
+    assert whole.items() < shards(folder).items()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    local, record = load_trajectories(str(folder / "trajectories"))
+    assert local["task"][:].tolist() == list(range(NUM_TASKS + 3))
+    pushed, made = load_trajectories("tester/trajectories")
+    assert made == record and pushed.features == local.features
+    for one, two in zip(pushed.with_format(None), local.with_format(None), strict=True):
+        assert one == two
 
 
-def test_a_disk_or_a_folder_that_cannot_be_written_is_one_clear_line(command: list, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    said = refused(*command, "--output_dir", tmp_path / "file" / "below")
-    assert said.startswith("error: ") and "Not a directory" in said
+@pytest.fixture(scope="module")
+def refused(command: list, straight: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A folder, and what was said on stderr by each command that could not be done there."""
+    root = tmp_path_factory.mktemp("refused")
+    (root / "file").write_text("")
+    shutil.copytree(straight[0], root / "made")
+    options = {
+        "below": ["--output_dir", root / "file" / "below"],
+        "start": ["--output_dir", root / "start"],
+        "shard": ["--output_dir", root / "shard"],
+        "huge": ["--output_dir", root / "huge", "--num_tasks", 10**9],
+        "leak": ["--output_dir", root / "leak", "--held_out_groups", DOMAINS[1], DOMAINS[2]],
+        "unknown": ["--output_dir", root / "unknown", "--held_out_groups", "east"],
+        "rank": ["--output_dir", root / "made", "--rank", 3],
+        "learning_rate": ["--output_dir", root / "made", "--learning_rate", 0.5],
+        "num_targets": ["--output_dir", root / "made", "--num_targets", 2],
+    }
+    # 1500 bytes are fewer than the shared start takes, 6000 more than that but fewer than a shard.
+    ended = run_each({name: command + added for name, added in options.items()}, {"start": 1500, "shard": 6000})
+    assert all(code == 1 and not printed for code, printed, _ in ended.values())
+    return root, {name: said for name, (_, _, said) in ended.items()}
 
-    for limit, name in ((2500, "shared_adapter.safetensors"), (6000, "data/train-000000-000001.parquet")):
-        full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
-        said = refused(*command, "--output_dir", tmp_path / "full", preexec=full)
-        assert said.startswith("error: ") and f"{name}: File too large" in said and "same command again" in said
-        assert shards(tmp_path / "full") == {} and not list((tmp_path / "full").rglob("*.part"))
-    said = refused(*command, "--num_tasks", 10**10, "--output_dir", tmp_path / "huge")
-    assert said.startswith("error: ") and "MB left; the trajectories need" in said
-    assert not (tmp_path / "huge").exists()
+
+def test_a_disk_or_a_folder_that_cannot_be_written_is_one_clear_line(refused: tuple[Path, dict]) -> None:
+    root, said = refused
+    for name in ("below", "start", "shard", "huge"):
+        assert said[name].splitlines()[-1].startswith("error: ") and "Traceback" not in said[name]
+    assert "Not a directory" in said["below"]
+    for name, file in (("start", "shared_adapter.safetensors"), ("shard", "train-000000-000001.parquet")):
+        line = said[name].splitlines()[-1]
+        assert f"{file}: File too large" in line and "run the same command again" in line
+    assert list((root / "start").rglob("*")) == []
+    assert shards(root / "shard") == {} and not list((root / "shard").rglob("*.part"))
+    assert "MB left; the trajectories need" in said["huge"] and not (root / "huge").exists()
+    assert "lower layers" in said["shard"] and "lower layers" not in said["huge"]  # refused before the work
+
+
+def test_other_settings_in_the_same_folder_are_named(refused: tuple[Path, dict], straight: tuple[Path, str]) -> None:
+    root, said = refused
+    assert "lora_config.r is 2 there, 3 here" in said["rank"]
+    assert "settings.learning_rate is 0.001 there, 0.5 here" in said["learning_rate"]
+    assert "settings.num_targets is 3 there, 2 here" in said["num_targets"]
+    assert visible(root / "made") == visible(straight[0])
+
+
+def test_leaks_and_unknown_groups_are_named(refused: tuple[Path, dict]) -> None:
+    root, said = refused
+    classes = [f"{DOMAINS[1]}/{DOMAINS[1]}_{number}" for number in range(CLASSES)]
+    assert f"training and held_out share the classes {classes}" in said["leak"]
+    assert "no groups ['east']" in said["unknown"]
+    assert not (root / "leak").exists() and not (root / "unknown").exists()
 
 
 def test_a_dry_run_tells_and_writes_nothing(command: list, tmp_path: Path) -> None:
-    plenty = call(*command, "--dry_run", "--max_stack_size", "999", "--output_dir", tmp_path / "dry")
+    options = ["--dry_run", "--max_stack_size", 999, "--output_dir", tmp_path / "dry", "--memory_budget"]
+    budgets = {"plenty": 0.5, "tight": 0.0005, "none": 0.00001}
+    ended = run_each({name: [*command, *options, budget] for name, budget in budgets.items()})
+    plenty, tight = ended["plenty"][1], ended["tight"][1]
     names = ["tasks", "examples", "weights", "stacks", "data set", "estimated time"]
     assert [line[:16].strip() for line in plenty.splitlines()] == names
     assert f"{NUM_TASKS}, of 8 classes in 2 groups" in plenty and "128 LoRA weights in 8 tokens" in plenty
-    tight = call(*command, "--dry_run", "--memory_budget", "0.0005", "--output_dir", tmp_path / "dry")
     sizes = [int(text.splitlines()[3].split()[1]) for text in (tight, plenty)]
     assert 1 <= sizes[0] < sizes[1]
+    code, _, said = ended["none"]
+    assert code == 1 and "ValueError: One task takes" in said.splitlines()[-1]
+    assert all("shared start:" not in said for _, _, said in ended.values())
     assert not (tmp_path / "dry").exists()
-
-
-def test_a_leak_is_named(command: list, tmp_path: Path) -> None:
-    said = refused(*command, "--held_out_groups", "south", "--output_dir", tmp_path / "leak")
-    assert "training and held_out share the classes ['south/south_0'" in said
 
 
 def test_images_with_rotations_and_views(tmp_path: Path) -> None:
@@ -173,6 +256,10 @@ def test_images_with_rotations_and_views(tmp_path: Path) -> None:
     row = trajectories[0]
     tensors = split_weights(torch.from_numpy(row["weights"]), len(row["classes"]), layout)
     layout.check(tensors)
+    trained = FrozenBackbone.from_pretrained(str(tmp_path / "vit"), pooling="default")
+    model = in_peft(trained, LoraConfig(**made["lora_config"]), tensors, -1)
+    state = get_peft_model_state_dict(model)
+    assert state.keys() == tensors.keys() and all(state[key].equal(tensors[key][-1]) for key in state)
     assert made["lora_config"]["modules_to_save"] == ["classifier"] and made["num_views"] == 2
 
 
@@ -200,13 +287,3 @@ def test_a_language_model_and_a_mixture_with_pairs(tmp_path: Path) -> None:
     layout = AdapterLayout.from_dict(made["layout"])
     assert layout.head_name is None and trajectories[0]["weights"].shape == (4, layout.numel)
     assert made["lora_config"]["task_type"] == "CAUSAL_LM"
-
-
-def test_the_data_set_goes_to_the_hub(hub: FakeHub, command: list, straight: tuple[Path, str], tmp_path: Path) -> None:
-    shutil.copytree(straight[0], tmp_path / "run")  # all is there: the script has only to finish and push
-    push = ["--push_to_hub", "--hub_dataset_id", "tester/trajectories", "--output_dir", tmp_path / "run"]
-    call(*command, *push, HF_HUB_OFFLINE="0")
-    pushed, made = load_trajectories("tester/trajectories")
-    local, record = load_trajectories(str(straight[0] / "trajectories"))
-    assert made == record and len(pushed) == NUM_TASKS
-    assert all(one["weights"].tobytes() == two["weights"].tobytes() for one, two in zip(pushed, local))
