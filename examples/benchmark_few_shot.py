@@ -34,11 +34,12 @@ from mcdi_hf import (
 )
 from mcdi_hf.adapters.head import class_means, imprint_head
 from mcdi_hf.adapters.layout import AdapterLayout
+from mcdi_hf.episodes import rows_and_labels
 from mcdi_hf.evaluation.episodes import query_accuracy, support_texts
 from mcdi_hf.evaluation.gradient import gradient_lora
 from mcdi_hf.layers import EncodedExamples
 from mcdi_hf.trajectories.dataset import final_adapters
-from mcdi_hf.trajectories.shared import initial_adapter, rows_and_labels
+from mcdi_hf.trajectories.shared import initial_adapter
 
 
 TRAIN = ["banking", "credit_cards", "kitchen_and_dining", "home", "auto_and_commute", "travel"]

@@ -28,9 +28,10 @@ from mcdi_hf import (
     TrajectorySettings,
     collect_trajectories,
 )
+from mcdi_hf.episodes import rows_and_labels
 from mcdi_hf.trajectories.collect import TaskStack
 from mcdi_hf.trajectories.dataset import split_weights
-from mcdi_hf.trajectories.shared import initial_adapter, rows_and_labels
+from mcdi_hf.trajectories.shared import initial_adapter
 
 
 GOALS = {"MiniLM-L6": 2, "small ViT": 5}

@@ -246,7 +246,7 @@ class Run:
             batch = self.data.batches.draw(int(order[task]), random).to(self.accelerator.device)
             return local_consistency_loss(clone, self.pipe.scheduler, batch, generator)
 
-        loss = reptile_step(
+        loss, _ = reptile_step(
             self.accelerator,
             self.model,
             self.optimizer,

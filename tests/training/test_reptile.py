@@ -43,7 +43,7 @@ def inner_loops_by_hand(model: torch.nn.Module) -> tuple[list[torch.Tensor], flo
     return found, sum(losses) / len(losses)
 
 
-def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss=task_loss, **options) -> float:
+def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss=task_loss, **options) -> tuple[float, float]:
     return reptile_step(Accelerator(cpu=True), model, optimizer, TASKS, loss, INNER_STEPS, ETA, **options)
 
 
@@ -53,7 +53,7 @@ def test_sgd_outside_is_reptile(model: torch.nn.Module) -> None:
         phi = flat(model)
         adapted, mean_loss = inner_loops_by_hand(model)
         expected = phi + ZETA / TASKS * sum(phi_i - phi for phi_i in adapted)
-        assert step(model, optimizer) == pytest.approx(mean_loss, rel=1e-5)
+        assert step(model, optimizer) == (pytest.approx(mean_loss, rel=1e-5), 0.0)
         torch.testing.assert_close(flat(model), expected)
         assert (expected - phi).abs().max() > 1e-3
 
@@ -92,3 +92,43 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_changes_nothing(model: torc
     assert torch.equal(flat(model), before)
     after = optimizer.state_dict()["state"]
     assert all(torch.equal(state[i][name], after[i][name]) for i in state for name in state[i])
+
+
+def test_an_outer_loss_counts_as_much_as_the_same_loss_inside_to_first_order(model: torch.nn.Module) -> None:
+    """So with one inner step, where first order is all there is, it doubles the step of the same task's loss."""
+    phi = flat(model)
+    loss = task_loss(model, 0, 0)
+    gradient = torch.cat([value.flatten() for value in torch.autograd.grad(loss, list(model.parameters()))])
+
+    def first_task(model: torch.nn.Module, *_: int) -> torch.Tensor:
+        return task_loss(model, 0, 0)
+
+    found = reptile_step(
+        Accelerator(cpu=True),
+        model,
+        torch.optim.SGD(model.parameters(), lr=ZETA),
+        1,
+        first_task,
+        1,
+        ETA,
+        outer_loss=first_task,
+    )
+    assert found == (pytest.approx(loss.item()), pytest.approx(loss.item()))
+    torch.testing.assert_close(flat(model), phi - 2 * ZETA * ETA * gradient)
+
+
+def test_without_tasks_the_outer_loss_is_all_there_is(model: torch.nn.Module) -> None:
+    phi, before = flat(model), task_loss(model, 0, 0).item()
+    optimizer = torch.optim.SGD(model.parameters(), lr=ZETA)
+    inner, outer = reptile_step(
+        Accelerator(cpu=True), model, optimizer, 0, task_loss, outer_loss=lambda model: task_loss(model, 0, 0)
+    )
+    assert (inner, outer) == (0.0, pytest.approx(before))
+    assert task_loss(model, 0, 0).item() < before and not torch.equal(flat(model), phi)
+
+
+def test_an_outer_loss_that_is_not_finite_stops_the_run(model: torch.nn.Module) -> None:
+    before = flat(model)
+    with pytest.raises(FloatingPointError, match="outer loss nan"):
+        step(model, torch.optim.SGD(model.parameters(), lr=ZETA), outer_loss=lambda m: task_loss(m, 0, 0) * math.nan)
+    assert torch.equal(flat(model), before)

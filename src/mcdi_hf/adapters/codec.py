@@ -139,12 +139,16 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         """
         tokens = tokens.to(self.mean.dtype)
         lora, rows = tokens.split([self.num_lora_tokens, tokens.shape[1] - self.num_lora_tokens], dim=1)
-        tensors = self._join(lora * self.std + self.mean)
+        tensors = self.decode_matrices(lora)
         feature_dim = self.layout.feature_dim
         residuals = rows[..., :feature_dim], rows[..., feature_dim]
         for key, residual, free, std in zip(self.layout.head_keys, residuals, head, self.head_std):
             tensors[key] = free + residual * std
         return tensors
+
+    def decode_matrices(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Read the LoRA matrices only: key -> `(adapters, *shape)`, from tokens with or without those of a head."""
+        return self._join(tokens[:, : self.num_lora_tokens].to(self.mean.dtype) * self.std + self.mean)
 
     def mean_adapter(self, count: int = 1) -> dict[str, torch.Tensor]:
         """The LoRA matrices of the mean adapter, `count` times: key -> `(count, *shape)`, without a head."""

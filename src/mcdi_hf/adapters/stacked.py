@@ -6,7 +6,7 @@ import torch
 
 from ..backbones import FrozenBackbone
 from ..layers import EncodedExamples
-from .head import head_logits
+from .head import class_means, head_logits, imprint_head
 from .layout import AdapterLayout, LoraModule
 
 
@@ -90,6 +90,29 @@ class StackedLora:
         """The logits of features that are at hand already. See [`StackedLora.logits`]."""
         weight, bias = (tensors[key] for key in self.layout.head_keys)
         return head_logits(features, weight, bias, class_mask)
+
+    def imprint(
+        self,
+        tensors: dict[str, torch.Tensor],
+        inputs: dict[str, torch.Tensor],
+        labels: torch.Tensor,
+        class_mask: torch.Tensor,
+        scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The heads that are free once there are LoRA matrices: imprinted from what each adapter makes of its support.
+
+        Args:
+            tensors (`dict[str, torch.Tensor]`): Key on disk -> `(N, *shape)`, without heads.
+            inputs (`dict[str, torch.Tensor]`): The upper layers' inputs, of `N * b` support examples.
+            labels (`torch.Tensor` of shape `(N, b)`): Their classes; -1 marks padding.
+            class_mask (`torch.Tensor` of shape `(N, classes)`): False marks padding.
+            scale (`float`): See [`imprint_head`].
+
+        Returns:
+            The weights `(N, classes, feature_dim)` and the biases `(N, classes)`.
+        """
+        means = class_means(self.features(tensors, inputs), labels, class_mask.shape[1])
+        return imprint_head(means, scale, class_mask)
 
     @staticmethod
     def _hook(module: LoraModule, lora_a: torch.Tensor, lora_b: torch.Tensor):

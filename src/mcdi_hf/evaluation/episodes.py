@@ -3,9 +3,9 @@
 import torch
 
 from ..adapters.stacked import StackedLora
+from ..episodes import rows_and_labels
 from ..layers import EncodedExamples
 from ..tasks import Task
-from ..trajectories.shared import rows_and_labels
 
 
 @torch.no_grad()

@@ -20,6 +20,21 @@ OBJECTIVES = {
 
 
 @dataclass
+class Condition:
+    """What the network sees of some tasks.
+
+    Attributes:
+        features (`torch.Tensor` of shape `(rows, examples, feature_dim)`): The support features.
+        labels (`torch.Tensor` of shape `(rows, examples)`): Their classes; -1 marks padding.
+        class_mask (`torch.Tensor` of shape `(rows, classes)`): False marks padding.
+    """
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    class_mask: torch.Tensor
+
+
+@dataclass
 class TrainingBatch:
     """Draws from one task: the same targets, each row with a support set of its own.
 
@@ -50,7 +65,7 @@ class ConditionalDenoiser(nn.Module):
         self.task_encoder = task_encoder
         self.denoiser = denoiser
 
-    def forward(self, sample: torch.Tensor, timesteps: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
+    def forward(self, sample: torch.Tensor, timesteps: torch.Tensor, batch: Condition | TrainingBatch) -> torch.Tensor:
         """The denoiser's output for noised tokens `(rows, tokens, token_dim)` at timesteps `(rows,)`."""
         task = self.task_encoder(batch.features, batch.labels, batch.class_mask)
         return self.denoiser(sample, timesteps, task.class_tokens, task.task_token, batch.class_mask).sample

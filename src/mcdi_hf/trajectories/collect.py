@@ -11,9 +11,10 @@ from transformers import SchedulerType, get_scheduler
 from ..adapters.gauge import canonical_trajectory
 from ..adapters.head import head_logits
 from ..adapters.stacked import StackedLora
+from ..episodes import rows_and_labels
 from ..layers import EncodedExamples
 from ..tasks import Task
-from .shared import free_heads, rows_and_labels
+from .shared import free_heads
 from .sharpness import sam_perturbation
 
 

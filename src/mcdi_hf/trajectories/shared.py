@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..adapters.head import class_means, head_logits, imprint_head
 from ..adapters.layout import AdapterLayout
 from ..adapters.stacked import StackedLora
+from ..episodes import rows_and_labels
 from ..layers import EncodedExamples
 from ..tasks import EpisodeSampler, Task
 
@@ -27,13 +28,6 @@ def initial_adapter(layout: AdapterLayout, seed: int = 0) -> dict[str, torch.Ten
         tensors[module.key("lora_A")] = lora_a
         tensors[module.key("lora_B")] = torch.zeros(1, *module.shape("lora_B"))
     return tensors
-
-
-def rows_and_labels(examples: tuple[tuple[int, ...], ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flatten rows by class to `(n,)` rows and `(n,)` labels."""
-    rows = torch.tensor([row for members in examples for row in members])
-    labels = torch.tensor([label for label, members in enumerate(examples) for _ in members])
-    return rows, labels
 
 
 def free_heads(

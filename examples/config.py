@@ -1,0 +1,34 @@
+"""Arguments from a file: what a run was, in one JSON object that the command line may override."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line, with `--config FILE` for arguments that it does not give itself.
+
+    The file maps the names of arguments, without dashes, to a value, a list of values, or `true` for a flag. It is read
+    as if its arguments stood in front of the others, so argparse refuses a name or a value that it does not know.
+    """
+    parser.add_argument("--config", type=Path, help="a JSON file of arguments, as in examples/configs")
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    path = first.parse_known_args()[0].config
+    given = [] if path is None else _as_arguments(path)
+    return parser.parse_args([*given, *sys.argv[1:]])
+
+
+def _as_arguments(path: Path) -> list[str]:
+    values = json.loads(path.read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}: expected one JSON object of arguments.")
+    arguments = []
+    for name, value in values.items():
+        if value is False or value is None:
+            raise ValueError(f"{path} says {value!r} for {name!r}: leave the argument out, or say true for a flag.")
+        arguments.append(f"--{name}")
+        if value is not True:
+            arguments += [str(one) for one in (value if isinstance(value, list) else [value])]
+    return arguments
