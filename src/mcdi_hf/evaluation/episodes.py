@@ -1,10 +1,12 @@
-"""Accuracy of adapters on the query examples of tasks."""
+"""Accuracy on the query examples of many tasks, in stacked passes."""
 
 import torch
 
+from ..adapters.head import class_means, head_logits, imprint_head
 from ..adapters.stacked import StackedLora
-from ..episodes import rows_and_labels
+from ..episodes import Episodes, rows_and_labels
 from ..layers import EncodedExamples
+from ..pipelines.pipeline_mcdi import MCDiPipeline
 from ..tasks import Task
 
 
@@ -24,6 +26,77 @@ def query_accuracy(
     own = {key: value.unsqueeze(0) for key, value in tensors.items()}
     logits = stacked.apply_head(own, stacked.features_of_all(own, examples, rows).unsqueeze(0))
     return (logits[0].argmax(dim=-1) == labels).float().mean().item()
+
+
+@torch.no_grad()
+def generated_accuracies(
+    pipe: MCDiPipeline,
+    examples: EncodedExamples,
+    features: torch.Tensor,
+    tasks: list[Task],
+    conditions: list[Task] | None = None,
+    num_candidates: int = 1,
+    strength: float | None = None,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    tasks_at_once: int = 16,
+) -> list[float]:
+    """Generate an adapter for each task and judge it on the task's query.
+
+    Args:
+        pipe (`MCDiPipeline`): The generator, with its backbone.
+        examples (`EncodedExamples`): The data set that the tasks' rows point into.
+        features (`torch.Tensor` of shape `(rows, feature_dim)`): What the head reads of it under the mean adapter.
+        tasks (`list[Task]`): The tasks.
+        conditions (`list[Task]`, *optional*): Tasks of as many classes, whose support the generator sees instead: the
+            control that asks whether the condition matters.
+        num_candidates, strength, temperature, generator: As in [`MCDiPipeline.__call__`]; candidates are averaged.
+        tasks_at_once (`int`, *optional*, defaults to 16): Tasks of a stack.
+
+    Returns:
+        The share of right answers for each task.
+    """
+    found = []
+    for first in range(0, len(tasks), tasks_at_once):
+        part = slice(first, first + tasks_at_once)
+        episodes = Episodes.of(tasks[part], pipe.stacked.device)
+        seen = episodes if conditions is None else Episodes.of(conditions[part], pipe.stacked.device)
+        support = features[episodes.support]
+        tokens = pipe.sample(
+            features[seen.support].repeat_interleave(num_candidates, dim=0),
+            seen.labels.repeat_interleave(num_candidates, dim=0),
+            episodes.class_mask.repeat_interleave(num_candidates, dim=0),
+            temperature=temperature,
+            generator=generator,
+        )
+        tokens = tokens.unflatten(0, (-1, num_candidates)).mean(dim=1)
+        tokens = tokens * (pipe.config.strength if strength is None else strength)
+        inputs = examples[episodes.support.flatten()]
+        tensors = pipe.complete(tokens, support, inputs, episodes.labels, episodes.class_mask)
+        logits = pipe.stacked.logits(tensors, examples[episodes.query.flatten()], episodes.class_mask)
+        found += _accuracies(logits, episodes.query_labels)
+    return found
+
+
+@torch.no_grad()
+def imprinted_accuracies(features: torch.Tensor, scale: float, tasks: list[Task]) -> list[float]:
+    """The accuracy of one adapter for all tasks, with a head imprinted from each task's support.
+
+    Args:
+        features (`torch.Tensor` of shape `(rows, feature_dim)`): What the head reads of every example under it.
+        scale (`float`): See [`imprint_head`].
+        tasks (`list[Task]`): The tasks.
+    """
+    episodes = Episodes.of(tasks, features.device)
+    means = class_means(features[episodes.support], episodes.labels, episodes.class_mask.shape[1])
+    head = imprint_head(means, scale, episodes.class_mask)
+    return _accuracies(head_logits(features[episodes.query], *head, episodes.class_mask), episodes.query_labels)
+
+
+def _accuracies(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
+    """The share of right answers: logits `(tasks, queries, classes)`, labels `(tasks, queries)` with -1 for padding."""
+    right = (logits.argmax(dim=-1) == labels).sum(dim=1)
+    return (right / (labels >= 0).sum(dim=1)).tolist()
 
 
 def support_features(features: torch.Tensor, task: Task) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ from .support import Support, SupportBatch, as_support_sets
 
 
 COMBINE = ("mean", "select")
+IMPRINT_FROM = ("mean", "generated")
 
 
 @dataclass
@@ -52,6 +53,10 @@ class MCDiPipeline(DiffusionPipeline):
             The number of steps that a call takes unless told otherwise.
         strength (`float`, *optional*, defaults to 1.0):
             The strength of a call unless told otherwise.
+        imprint_from (`str`, *optional*, defaults to `"mean"`):
+            Through which adapter the support is seen when the free part of the head is imprinted: `"mean"`, the mean
+            adapter of the training tasks, or `"generated"`, the one that was generated, so that the head follows it.
+            That takes a second pass over the support.
     """
 
     model_cpu_offload_seq = "task_encoder->denoiser->codec"
@@ -66,13 +71,19 @@ class MCDiPipeline(DiffusionPipeline):
         base_model_name_or_path: str | None = None,
         num_inference_steps: int = 20,
         strength: float = 1.0,
+        imprint_from: str = "mean",
     ) -> None:
         super().__init__()
+        if imprint_from not in IMPRINT_FROM:
+            raise ValueError(
+                f"imprint_from is {imprint_from!r}: expected one of {', '.join(map(repr, IMPRINT_FROM))}."
+            )
         self.register_modules(denoiser=denoiser, task_encoder=task_encoder, codec=codec, scheduler=scheduler)
         self.register_to_config(
             base_model_name_or_path=base_model_name_or_path,
             num_inference_steps=num_inference_steps,
             strength=strength,
+            imprint_from=imprint_from,
         )
         self._backbone: FrozenBackbone | None = None
         self._stacked: StackedLora | None = None
@@ -185,28 +196,90 @@ class MCDiPipeline(DiffusionPipeline):
         )
 
         # 2. See the support sets as features, and these as the condition
-        dtype, device = self.denoiser.dtype, self._execution_device
+        device = self._execution_device
         batch = self._embed_batch(supports, device)
         seen = batch if conditions is None else self._embed_batch(conditions, device)
-        task = self.task_encoder(seen.features.to(dtype), seen.labels, seen.class_mask)
         rows = torch.arange(len(supports), device=device).repeat_interleave(num_candidates)
-        class_tokens, task_token, class_mask = task.class_tokens[rows], task.task_token[rows], batch.class_mask[rows]
 
-        # 3. Draw the starting noise
+        # 3. Draw the starting noise and take it away
+        generators = generator if isinstance(generator, list) else [generator] * len(supports)
+        latents = self.sample(
+            seen.features[rows],
+            seen.labels[rows],
+            batch.class_mask[rows],
+            num_inference_steps,
+            temperature,
+            eta,
+            [one for one in generators for _ in range(num_candidates)],
+            latents,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+
+        # 4. Make one adapter of a task's candidates, and give it the form asked for
+        latents = latents * (self.config.strength if strength is None else strength)
+        latents, losses = self._combine(latents.unflatten(0, (len(supports), -1)), batch, combine)
+        if output_type == "latent":
+            adapters = latents
+        else:
+            tensors = self._complete(latents, batch)
+            if output_type == "pt":
+                adapters = torch.cat([value.flatten(1) for value in tensors.values()], dim=1)
+            else:
+                adapters = self._as_adapters(tensors, supports, self._num_timesteps, num_candidates, losses)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (adapters,)
+        return MCDiPipelineOutput(adapters=adapters)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        features: torch.Tensor,
+        labels: torch.Tensor,
+        class_mask: torch.Tensor,
+        num_inference_steps: int | None = None,
+        temperature: float = 1.0,
+        eta: float = 1.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+    ) -> torch.Tensor:
+        """Sample the tokens of adapters, one for each row of a condition.
+
+        Args:
+            features (`torch.Tensor` of shape `(rows, examples, feature_dim)`):
+                The support as the head reads it under the mean adapter.
+            labels (`torch.Tensor` of shape `(rows, examples)`):
+                Its classes from 0; -1 marks padding.
+            class_mask (`torch.Tensor` of shape `(rows, classes)`):
+                False marks padding.
+            num_inference_steps, temperature, eta, callback_on_step_end, callback_on_step_end_tensor_inputs:
+                As in [`MCDiPipeline.__call__`].
+            generator (`torch.Generator` or a list of one a row, *optional*):
+                Makes the result reproducible. A row's noise has the size of its own task, so with a generator of its
+                own it is the same in any batch.
+            latents (`torch.Tensor` of shape `(rows, tokens, token_dim)`, *optional*):
+                The starting noise, instead of drawing it.
+
+        Returns:
+            `torch.Tensor` of shape `(rows, tokens, token_dim)`.
+        """
+        dtype, device = self.denoiser.dtype, self._execution_device
+        task = self.task_encoder(features.to(dtype), labels, class_mask)
         if latents is None:
-            latents = self._draw_noise(supports, num_candidates, generator, dtype, device)
+            latents = self._draw_noise(class_mask, generator, dtype, device)
         latents = latents.to(device, dtype) * (self.scheduler.init_noise_sigma * temperature)
-
-        # 4. Take the noise away
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(steps, device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
         noise = torch.zeros_like(latents)
         with self.progress_bar(total=self._num_timesteps) as progress:
             for i, t in enumerate(self.scheduler.timesteps):
-                output = self.denoiser(latents, t, class_tokens, task_token, class_mask).sample
+                output = self.denoiser(latents, t, task.class_tokens, task.task_token, class_mask).sample
                 if eta > 0 and temperature > 0:
-                    noise = temperature * self._draw_noise(supports, num_candidates, generator, dtype, device)
+                    noise = temperature * self._draw_noise(class_mask, generator, dtype, device)
                 latents = self.scheduler.step(output, t, latents, eta=eta, variance_noise=noise).prev_sample
                 if callback_on_step_end is not None:
                     tensors = {}
@@ -214,23 +287,7 @@ class MCDiPipeline(DiffusionPipeline):
                         tensors[name] = locals()[name]
                     latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
                 progress.update()
-
-        # 5. Make one adapter of a task's candidates, and give it the form asked for
-        head = self._imprint(batch)
-        latents = latents * (self.config.strength if strength is None else strength)
-        latents, losses = self._combine(latents.unflatten(0, (len(supports), -1)), head, batch, combine)
-        if output_type == "latent":
-            adapters = latents
-        else:
-            tensors = self.codec.decode(latents, head)
-            if output_type == "pt":
-                adapters = torch.cat([value.flatten(1) for value in tensors.values()], dim=1)
-            else:
-                adapters = self._as_adapters(tensors, supports, steps, num_candidates, losses)
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return (adapters,)
-        return MCDiPipelineOutput(adapters=adapters)
+        return latents
 
     @torch.no_grad()
     def embed(self, support: Support) -> dict[str, torch.Tensor]:
@@ -254,9 +311,9 @@ class MCDiPipeline(DiffusionPipeline):
         """
         (support,) = as_support_sets(support, self.codec.layout.feature_dim)
         batch = self._embed_batch([support], self._execution_device)
-        head = self._imprint(batch)
-        tokens = head[0].new_zeros(1, self.codec.num_lora_tokens + len(support), self.codec.layout.token_dim)
-        return self._as_adapters(self.codec.decode(tokens, head), [support], 0, 0, None)[0]
+        count = self.codec.num_lora_tokens + len(support)
+        tokens = self.codec.mean.new_zeros(1, count, self.codec.layout.token_dim)
+        return self._as_adapters(self._complete(tokens, batch), [support], 0, 0, None)[0]
 
     def _check_inputs(
         self,
@@ -296,8 +353,11 @@ class MCDiPipeline(DiffusionPipeline):
                 f"callback_on_step_end_tensor_inputs has {unknown}: expected some of {self._callback_tensor_inputs}."
             )
         ready = isinstance(next(iter(supports[0].values())), torch.Tensor)
-        if ready and combine == "select":
-            raise ValueError("combine='select' needs texts: ready features say nothing of other adapters.")
+        if ready and (combine == "select" or self.config.imprint_from == "generated"):
+            raise ValueError(
+                "combine='select' and imprint_from='generated' need examples: ready features say nothing of other "
+                "adapters than the mean."
+            )
 
     def _embed_batch(self, supports: list[dict], device: torch.device) -> SupportBatch:
         groups = [examples for support in supports for examples in support.values()]
@@ -308,38 +368,63 @@ class MCDiPipeline(DiffusionPipeline):
         features = stacked.features_of_all(self.codec.mean_adapter(), examples)
         return SupportBatch.pad(supports, features, examples)
 
-    def _imprint(self, batch: SupportBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        means = class_means(batch.features, batch.labels, batch.class_mask.shape[1]).to(self.codec.mean.dtype)
-        return imprint_head(means, self.codec.config.imprint_scale, batch.class_mask)
+    def complete(
+        self,
+        tokens: torch.Tensor,
+        features: torch.Tensor,
+        inputs: dict[str, torch.Tensor] | None,
+        labels: torch.Tensor,
+        class_mask: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Read adapters from sampled tokens, with the free part of their heads imprinted as the config says.
 
-    def _draw_noise(self, supports, num_candidates, generator, dtype, device) -> torch.Tensor:
-        """Noise of shape `(tasks * num_candidates, tokens, token_dim)`, task by task and each at its own size, so that
-        a task with a generator of its own gets the same noise in any batch."""
-        generators = generator if isinstance(generator, list) else [generator] * len(supports)
-        draws = []
-        for support, own in zip(supports, generators):
-            shape = (num_candidates, self.codec.num_lora_tokens + len(support), self.codec.layout.token_dim)
-            draws.append(randn_tensor(shape, own, device, dtype).transpose(0, 1))
-        return torch.nn.utils.rnn.pad_sequence(draws, batch_first=True).transpose(1, 2).flatten(0, 1)
+        Args:
+            tokens (`torch.Tensor` of shape `(rows, tokens, token_dim)`):
+                As [`MCDiPipeline.sample`] makes them.
+            features, labels, class_mask:
+                As in [`MCDiPipeline.sample`].
+            inputs (`dict[str, torch.Tensor]`, *optional*):
+                The upper layers' inputs for the `rows * examples` support examples, padding included; needed to
+                imprint from the generated adapter.
 
-    def _combine(self, latents, head, batch, combine) -> tuple[torch.Tensor, list[float] | None]:
+        Returns:
+            Key on disk -> `torch.Tensor` of shape `(rows, *shape)`.
+        """
+        scale = self.codec.config.imprint_scale
+        if self.config.imprint_from == "mean":
+            means = class_means(features, labels, class_mask.shape[1]).to(self.codec.mean.dtype)
+            head = imprint_head(means, scale, class_mask)
+        else:
+            head = self.stacked.imprint(self.codec.decode_matrices(tokens), inputs, labels, class_mask, scale)
+        return self.codec.decode(tokens, head)
+
+    def _complete(self, tokens: torch.Tensor, batch: SupportBatch) -> dict[str, torch.Tensor]:
+        inputs = None if self.config.imprint_from == "mean" else batch.examples[batch.rows.flatten()]
+        return self.complete(tokens, batch.features, inputs, batch.labels, batch.class_mask)
+
+    def _draw_noise(self, class_mask, generator, dtype, device) -> torch.Tensor:
+        """Noise of shape `(rows, tokens, token_dim)`, each row at its own task's size."""
+        generators = generator if isinstance(generator, list) else [generator] * len(class_mask)
+        sizes = [self.codec.num_lora_tokens + ways for ways in class_mask.sum(dim=1).tolist()]
+        width = self.codec.layout.token_dim
+        draws = [randn_tensor((size, width), own, device, dtype) for size, own in zip(sizes, generators)]
+        return torch.nn.utils.rnn.pad_sequence(draws, batch_first=True)
+
+    def _combine(self, latents, batch, combine) -> tuple[torch.Tensor, list[float] | None]:
         """`(tasks, candidates, tokens, token_dim)` -> one candidate a task, and its support loss if it was chosen."""
         if combine == "mean":
             return latents.mean(dim=1), None
-        chosen, losses, start = [], [], 0
-        count = latents.shape[1]
+        chosen, losses = [], []
         for task, own in enumerate(latents):
-            labels = batch.labels[task][batch.labels[task] >= 0]
-            rows = torch.arange(start, start + len(labels)).repeat(count)
-            start += len(labels)
-            heads = tuple(values[task : task + 1].expand(count, *values.shape[1:]) for values in head)
-            mask = batch.class_mask[task].expand(count, -1)
-            logits = self.stacked.logits(self.codec.decode(own, heads), batch.examples[rows], mask)
+            part = batch.repeat(task, len(own))
+            logits = self.stacked.logits(
+                self._complete(own, part), part.examples[part.rows.flatten()], part.class_mask
+            )
             loss = torch.nn.functional.cross_entropy(
-                logits.transpose(1, 2), labels.expand(count, -1), reduction="none"
-            ).mean(dim=1)
+                logits.transpose(1, 2), part.labels, ignore_index=-1, reduction="none"
+            ).sum(dim=1)
             chosen.append(own[loss.argmin()])
-            losses.append(loss.min().item())
+            losses.append(loss.min().item() / (part.labels[0] >= 0).sum().item())
         return torch.stack(chosen), losses
 
     def _as_adapters(self, tensors, supports, num_inference_steps, num_candidates, losses) -> list[GeneratedAdapter]:

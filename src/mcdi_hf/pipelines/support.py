@@ -22,12 +22,14 @@ class SupportBatch:
         features (`torch.Tensor` of shape `(tasks, examples, feature_dim)`): What the head reads under the mean adapter.
         labels (`torch.Tensor` of shape `(tasks, examples)`): Classes from 0; -1 marks padding.
         class_mask (`torch.Tensor` of shape `(tasks, classes)`): False marks padding.
+        rows (`torch.Tensor` of shape `(tasks, examples)`): Their rows in `examples`, on the CPU; 0 for padding.
         examples (`EncodedExamples`, *optional*): The examples below the adapted layers, task after task.
     """
 
     features: torch.Tensor
     labels: torch.Tensor
     class_mask: torch.Tensor
+    rows: torch.Tensor
     examples: EncodedExamples | None
 
     @classmethod
@@ -42,11 +44,18 @@ class SupportBatch:
             torch.cat([torch.full((len(group),), index) for index, group in enumerate(support.values())])
             for support in supports
         ]
-        features = torch.nn.utils.rnn.pad_sequence(features.split([len(one) for one in labels]), batch_first=True)
+        sizes = [len(one) for one in labels]
+        rows = torch.nn.utils.rnn.pad_sequence(torch.arange(sum(sizes)).split(sizes), batch_first=True)
+        features = torch.nn.utils.rnn.pad_sequence(features.split(sizes), batch_first=True)
         labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
         ways = torch.tensor([len(support) for support in supports])
         class_mask = torch.arange(int(ways.max())) < ways.unsqueeze(-1)
-        return cls(features, labels.to(features.device), class_mask.to(features.device), examples)
+        return cls(features, labels.to(features.device), class_mask.to(features.device), rows, examples)
+
+    def repeat(self, task: int, count: int) -> "SupportBatch":
+        """One task, `count` times."""
+        fields = (self.features, self.labels, self.class_mask, self.rows)
+        return SupportBatch(*(value[task].expand(count, *value.shape[1:]) for value in fields), self.examples)
 
 
 def as_support_sets(support: Support | list[Support], feature_dim: int) -> list[dict[str, list[str] | torch.Tensor]]:

@@ -76,8 +76,34 @@ def local_consistency_loss(
     scheduler: LocalConsistencyScheduler,
     batch: TrainingBatch,
     generator: torch.Generator | None = None,
+    segment_weights: list[float] | None = None,
 ) -> torch.Tensor:
-    """Mc-Di's loss, or Mv-Di's or Tw-Di's, as the scheduler is set.
+    """Mc-Di's loss, or Mv-Di's or Tw-Di's, as the scheduler is set: the mean of [`local_consistency_losses`].
+
+    Args:
+        model, scheduler, batch, generator: As in [`local_consistency_losses`].
+        segment_weights (`list[float]`, *optional*): How much the loss of each segment counts; all 1 by default.
+
+    Returns:
+        A scalar.
+    """
+    losses, segments = local_consistency_losses(model, scheduler, batch, generator)
+    if segment_weights is None:
+        return losses.mean()
+    if len(segment_weights) != scheduler.config.num_segments:
+        raise ValueError(
+            f"segment_weights are {segment_weights}: expected one for each of {scheduler.config.num_segments} segments."
+        )
+    return (losses * torch.tensor(segment_weights, device=losses.device)[segments - 1]).mean()
+
+
+def local_consistency_losses(
+    model: ConditionalDenoiser,
+    scheduler: LocalConsistencyScheduler,
+    batch: TrainingBatch,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The local consistency loss of every row of a batch.
 
     For each row a segment, a timestep of it and noise are drawn; the scheduler noises the segment's target and says
     what the network must answer and with which weight (Guan et al., arXiv 2502.01117). The LoRA matrices and the head
@@ -94,7 +120,7 @@ def local_consistency_loss(
             Makes segments, timesteps and noise reproducible.
 
     Returns:
-        A scalar.
+        The losses and the segments, from 1, that they are of: `(rows,)` each.
     """
     rows, count = batch.targets.shape[:2]
     segments = scheduler.config.num_segments
@@ -111,4 +137,4 @@ def local_consistency_loss(
     lora, head = error.split([error.shape[1] - batch.class_mask.shape[1], batch.class_mask.shape[1]], dim=1)
     lora_mask, head_mask = batch.token_mask.split([lora.shape[1], head.shape[1]], dim=1)
     per_row = lora.sum(dim=(1, 2)) / lora_mask.sum(dim=(1, 2)) + head.sum(dim=(1, 2)) / head_mask.sum(dim=(1, 2))
-    return (scheduler.get_loss_weight(timesteps, chosen) * per_row / 2).mean()
+    return scheduler.get_loss_weight(timesteps, chosen) * per_row / 2, chosen

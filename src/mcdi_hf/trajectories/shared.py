@@ -79,6 +79,28 @@ def episode_logits(
     return head_logits(query_features, *imprint_head(means, scale))[0], query_labels
 
 
+def imprint_scale_for(
+    stacked: StackedLora, tensors: dict[str, torch.Tensor], examples: EncodedExamples, scale: float = 10.0
+) -> float:
+    """The sharpness of an imprinted head that features of any size need.
+
+    Sentence encoders make features of length 1, vision transformers some of length 10, and a head's logits grow with
+    its square.
+
+    Args:
+        stacked (`StackedLora`): The adapted layers.
+        tensors (`dict[str, torch.Tensor]`): One adapter, key -> `(1, *shape)`.
+        examples (`EncodedExamples`): A data set; some 500 of its examples are looked at.
+        scale (`float`, *optional*, defaults to 10.0): What features of variance 1 would need.
+
+    Returns:
+        `scale` over the mean squared distance of the features from their mean.
+    """
+    rows = torch.arange(0, len(examples), max(1, len(examples) // 500))
+    features = stacked.features_of_all(tensors, examples, rows)
+    return scale / (features - features.mean(dim=0)).square().sum(dim=1).mean().item()
+
+
 def train_shared_adapter(
     stacked: StackedLora,
     examples: EncodedExamples,
@@ -100,7 +122,8 @@ def train_shared_adapter(
         sampler (`EpisodeSampler`): The training tasks.
         num_steps (`int`, *optional*, defaults to 300): Episodes, one a step.
         learning_rate (`float`, *optional*, defaults to 1e-3): Adam's, with a linear decay to zero.
-        scale (`float`, *optional*, defaults to 10.0): The first sharpness of the head; it is learnt along.
+        scale (`float`, *optional*, defaults to 10.0): The first sharpness of the head for features of variance 1,
+            [`imprint_scale_for`] makes it that for the backbone's; it is learnt along.
         seed (`int`, *optional*, defaults to 0): Of the initialisation.
         on_step (`Callable`, *optional*): Called with the step and its loss.
 
@@ -110,6 +133,8 @@ def train_shared_adapter(
     """
     start = initial_adapter(stacked.layout, seed)
     tensors = {key: value.to(stacked.device).requires_grad_() for key, value in start.items()}
+    if not stacked.backbone.is_causal_lm:
+        scale = imprint_scale_for(stacked, tensors, examples, scale)
     log_scale = torch.tensor(math.log(scale), device=stacked.device, requires_grad=True)
     optimizer = torch.optim.Adam([*tensors.values(), log_scale], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)

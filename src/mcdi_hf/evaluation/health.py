@@ -1,0 +1,47 @@
+"""The health of a generator in training: what it gets wrong, segment by segment and layer by layer."""
+
+import torch
+
+from ..pipelines.pipeline_mcdi import MCDiPipeline
+from ..training.objective import ConditionalDenoiser, TrainingBatch, local_consistency_losses
+
+
+@torch.no_grad()
+def health(pipe: MCDiPipeline, batches: list[TrainingBatch], seed: int = 0) -> dict[str, float]:
+    """Measure a generator on some draws of training tasks; the same draws and seed give comparable numbers.
+
+    Args:
+        pipe (`MCDiPipeline`): The generator.
+        batches (`list[TrainingBatch]`): Draws with their local targets.
+        seed (`int`, *optional*, defaults to 0): Of the noise.
+
+    Returns:
+        `loss, segment I`: the local consistency loss of each segment. `norm, layer I` and `norm, head`: the norm of
+        the generated residual tokens over that of the true ones; 1 is right, 0 says that nothing is generated.
+        `not finite`: the share of generated numbers that are NaN or infinite.
+    """
+    model = ConditionalDenoiser(pipe.task_encoder, pipe.denoiser)
+    found, segments, true, made, broken = [], [], [], [], []
+    layers = torch.tensor([token.layer for token in pipe.codec.layout.tokens])
+    for number, batch in enumerate(batches):
+        generator = torch.Generator().manual_seed(seed + number)
+        losses, chosen = local_consistency_losses(model, pipe.scheduler, batch, generator)
+        found.append(losses)
+        segments.append(chosen)
+        tokens = pipe.sample(batch.features, batch.labels, batch.class_mask, generator=generator)
+        broken.append((~torch.isfinite(tokens)).float().mean())
+        true.append(_squares(batch.targets[:, -1] * batch.token_mask, layers))
+        made.append(_squares(tokens * batch.token_mask, layers))
+    found, segments = torch.cat(found), torch.cat(segments)
+    result = {f"loss, segment {i}": found[segments == i].mean().item() for i in segments.unique().tolist()}
+    ratios = (torch.stack(made).sum(dim=0) / torch.stack(true).sum(dim=0)).sqrt().tolist()
+    names = [*(f"layer {layer}" for layer in layers.unique().tolist()), "head"]
+    result |= {f"norm, {name}": ratio for name, ratio in zip(names, ratios)}
+    return result | {"not finite": torch.stack(broken).mean().item()}
+
+
+def _squares(tokens: torch.Tensor, layers: torch.Tensor) -> torch.Tensor:
+    """The sum of squares of each layer's tokens and, where there are any, of the head's: `(layers,)` or one more."""
+    squares = tokens.square().sum(dim=(0, 2))
+    sums = [squares[: len(layers)][layers.to(squares.device) == layer].sum() for layer in layers.unique()]
+    return torch.stack([*sums, *([squares[len(layers) :].sum()] if len(squares) > len(layers) else [])])
