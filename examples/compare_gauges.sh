@@ -12,11 +12,11 @@ for gauge in shared_start frozen_a canonical; do
     # One start for all: it does not depend on the gauge.
     [ -f "$runs/shared_start/shared_adapter.safetensors" ] && cp -n "$runs/shared_start/shared_adapter.safetensors" "$runs/$gauge/"
     .venv/bin/python examples/collect_trajectories.py --dataset_name "$dataset" --label_column intent \
-        --group_column domain --held_out_groups utility work small_talk meta oos --query_split validation \
+        --group_column domain --held_out_domains utility work small_talk meta oos --query_split validation \
         --ways 3 15 --num_tasks 128 --shared_steps 300 --gauge "$gauge" --output_dir "$runs/$gauge"
     for seed in 0 1; do
         run="$runs/$gauge/seed-$seed"
-        .venv/bin/python examples/train_mcdi.py --trajectories "$runs/$gauge/trajectories" --validation_groups utility \
+        .venv/bin/python examples/train_mcdi.py --trajectories "$runs/$gauge/trajectories" --validation_domains utility \
             --max_train_steps 100 --validation_steps 50 --seed "$seed" --output_dir "$run" > "$run.log"
         grep '^{' "$run.log" > "$run.jsonl"
         echo "$gauge, seed $seed: free $(head -n 1 "$run.jsonl"); $(tail -n 1 "$run.log")"

@@ -13,6 +13,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Image, Value, concatenate_datasets, load_dataset
 
 from mcdi_hf import rotate_classes
+from mcdi_hf.tasks import class_column
 
 
 BACKBONE_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -35,7 +36,12 @@ class Source:
         label_column (`str`, *optional*, defaults to `"label"`): A `ClassLabel` column of classes.
         input_columns (`tuple[str, ...]`, *optional*, defaults to `("text",)`): One column of texts, two for pairs of
             sentences, or one of images.
-        group_column (`str`, *optional*): A `ClassLabel` column of groups. Without it all rows are of one group.
+        group_column (`str`, *optional*): A `ClassLabel` column of groups: a task takes its classes from one. Without
+            it all rows are of one group.
+        domain_column (`str`, *optional*): A `ClassLabel` column of domains, which decide what rows are trained on,
+            validated on and tested on, whatever their group and class. Without it the groups are the domains.
+        name (`str`, *optional*): What its rows are called among those of other sources; without it the last part of
+            `dataset_name`. One data set may be several sources, its rows labelled by another column in each.
         splits (`dict[str, str]`, *optional*): The data set's names of `"train"`, `"validation"` and `"test"`, where
             they are others, such as `{"validation": "validation_matched"}`.
     """
@@ -44,9 +50,13 @@ class Source:
     label_column: str = "label"
     input_columns: tuple[str, ...] = ("text",)
     group_column: str | None = None
+    domain_column: str | None = None
+    name: str | None = None
     splits: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
+        if self.name is None:
+            object.__setattr__(self, "name", Path(self.dataset_name).name)
         if isinstance(self.input_columns, str) or len(self.input_columns) not in (1, 2):
             raise ValueError(f"input_columns is {self.input_columns!r}: expected a list of one column or of two.")
 
@@ -60,11 +70,6 @@ class Source:
             raise ValueError(f"The source {values} has no dataset_name.")
         source = cls(**values)
         return replace(source, input_columns=tuple(source.input_columns))
-
-    @property
-    def name(self) -> str:
-        """What its rows are called among those of other sources: the last part of `dataset_name`."""
-        return Path(self.dataset_name).name
 
     def load(self, splits: list[str]) -> dict[str, Dataset]:
         """Load the splits of these names, each by its name here."""
@@ -104,36 +109,42 @@ def sources_of(description: dict, dataset_name: str | None) -> list[Source]:
 
     Args:
         description (`dict`): Of the trajectories, with the fields of their `sources`.
-        dataset_name (`str`, *optional*): Where the one source is now, if it was moved.
+        dataset_name (`str`, *optional*): Where the one data set is now, if it was moved. It may be several sources.
     """
     sources = [Source.from_dict(values) for values in description["sources"]]
     if dataset_name is None:
         return sources
-    if len(sources) > 1:
+    known = sorted({source.dataset_name for source in sources})
+    if len(known) > 1:
         raise ValueError(
-            f"The trajectories come of {len(sources)} sources, {[source.dataset_name for source in sources]}, so "
-            f"--dataset_name cannot say where all of them are: leave it out."
+            f"The trajectories come of {len(known)} data sets, {known}, so --dataset_name cannot say where all of them "
+            f"are: leave it out."
         )
-    return [replace(sources[0], dataset_name=dataset_name)]
+    return [replace(source, dataset_name=dataset_name) for source in sources]
 
 
-def load_table(sources: list[Source], splits: list[str], groups: list[str] | None) -> tuple[Dataset, dict[str, range]]:
+def load_table(
+    sources: list[Source], splits: list[str], domains: list[str] | None
+) -> tuple[Dataset, dict[str, range]]:
     """Load some splits of data sets into one table, its rows ordered by split and, in a split, by source.
 
     Args:
         sources (`list[Source]`): All of texts or all of images.
         splits (`list[str]`): The splits, in the order of the table.
-        groups (`list[str]`, *optional*): Keep the rows of these groups only.
+        domains (`list[str]`, *optional*): Keep the rows of these domains only.
 
     Returns:
         The table, and for each split its rows in it. The columns are `input`, `input_pair` if some source has pairs
-        (`None` beside the texts of others), and the class labels `label` and `group`. Classes of one name have one
-        label. The groups of one source are its own, or `"all"`; those of several are `"SOURCE"`, or `"SOURCE/GROUP"`
-        where the source has a group column.
+        (`None` beside the texts of others), and the class labels `label`, `group` and `domain`. Classes of one name
+        have one label. The groups of one source are its own, or `"all"`; those of several are `"SOURCE"`, or
+        `"SOURCE/GROUP"` where the source has a group column. Domains are called as in the source's domain column, so
+        that sources which share a domain are held out of it together; without such a column they are the groups.
     """
     names = [source.name for source in sources]
     if len(set(names)) < len(names):
-        raise ValueError(f"Two sources have the same name among {names}, so their groups would too: rename a folder.")
+        raise ValueError(
+            f"Two sources have the same name among {names}, so their groups would too: give each a `name`."
+        )
     loaded = [source.load(splits) for source in sources]
     parts = [
         _canonical(source, tables[split], qualify=len(sources) > 1)
@@ -142,17 +153,16 @@ def load_table(sources: list[Source], splits: list[str], groups: list[str] | Non
     ]
     if len({isinstance(part.features["input"], Image) for part in parts}) > 1:
         raise ValueError(f"Of the sources {names} some are of texts and some of images: take those of one kind.")
-    for column in ("label", "group"):
+    for column in ("label", "group", "domain"):
         known = list(dict.fromkeys(name for part in parts for name in part.features[column].names))
         parts = [_with_names(part, column, known) for part in parts]
     table = concatenate_datasets(parts)
     bounds = np.cumsum([0] + [len(part) for part in parts])[:: len(sources)]
-    if groups is not None:
-        known = table.features["group"].names
-        if unknown := sorted(set(groups) - set(known)):
-            raise ValueError(f"There are no groups {unknown}: expected some of {known}.")
-        numbers = np.asarray(table.with_format("numpy")["group"][:])
-        kept = np.flatnonzero(np.isin(numbers, [known.index(group) for group in groups]))
+    if domains is not None:
+        numbers, known = class_column(table, "domain")
+        if unknown := sorted(set(domains) - set(known)):
+            raise ValueError(f"There are no domains {unknown}: expected some of {known}.")
+        kept = np.flatnonzero(np.isin(numbers, [known.index(domain) for domain in domains]))
         table, bounds = table.select(kept), np.searchsorted(kept, bounds)
     spans = {split: range(start, stop) for split, start, stop in zip(splits, bounds.tolist(), bounds[1:].tolist())}
     return table, spans
@@ -162,11 +172,11 @@ def training_table(description: dict, dataset_name: str | None = None) -> tuple[
     """The table that the rows of trajectories point into.
 
     Args:
-        description (`dict`): Of the trajectories, with their `sources`, `splits`, `train_groups` and `rotations`.
+        description (`dict`): Of the trajectories, with their `sources`, `splits`, `train_domains` and `rotations`.
         dataset_name (`str`, *optional*): As in [`sources_of`].
     """
     splits = description["splits"]
-    table, spans = load_table(sources_of(description, dataset_name), splits, description["train_groups"])
+    table, spans = load_table(sources_of(description, dataset_name), splits, description["train_domains"])
     if not description["rotations"]:
         return table, spans
     if len(splits) > 1:
@@ -184,20 +194,9 @@ def inputs_of(table: Dataset) -> list:
 
 
 def _canonical(source: Source, table: Dataset, qualify: bool) -> Dataset:
-    """The columns that [`load_table`] promises, with the classes and groups of this source."""
-    classes = [column for column in (source.label_column, source.group_column) if column is not None]
-    if missing := sorted({*source.input_columns, *classes} - set(table.features)):
+    """The columns that [`load_table`] promises, with the classes, groups and domains of this source."""
+    if missing := sorted(set(source.input_columns) - set(table.features)):
         raise ValueError(f"{source.dataset_name} has no column {missing}; it has {table.column_names}.")
-    numbers = {}
-    for column in classes:
-        if not isinstance(table.features[column], ClassLabel):
-            raise ValueError(
-                f"Column {column!r} of {source.dataset_name} is a {table.features[column]}, expected a ClassLabel: "
-                f"use dataset.class_encode_column."
-            )
-        numbers[column] = np.asarray(table.with_format("numpy")[column][:], dtype=int)
-        if (numbers[column] < 0).any():
-            raise ValueError(f"Column {column!r} of {source.dataset_name} is -1 in some rows: take a labelled split.")
     kinds = [table.features[column] for column in source.input_columns]
     of_texts = all(isinstance(kind, Value) and kind.dtype in ("string", "large_string") for kind in kinds)
     if not of_texts and not (len(kinds) == 1 and isinstance(kinds[0], Image)):
@@ -205,22 +204,24 @@ def _canonical(source: Source, table: Dataset, qualify: bool) -> Dataset:
             f"The columns {list(source.input_columns)} of {source.dataset_name} are {kinds}: expected one or two of "
             f"strings, or one Image."
         )
+    label = class_column(table, source.label_column, source.dataset_name)
     if source.group_column is None:
-        group, group_names = np.zeros(len(table), dtype=int), [source.name if qualify else "all"]
+        group = np.zeros(len(table), dtype=int), [source.name if qualify else "all"]
     else:
-        group, group_names = numbers[source.group_column], table.features[source.group_column].names
-        group_names = [f"{source.name}/{name}" if qualify else name for name in group_names]
-    label = table.features[source.label_column]
+        numbers, names = class_column(table, source.group_column, source.dataset_name)
+        group = numbers, [f"{source.name}/{name}" if qualify else name for name in names]
+    domain = class_column(table, source.domain_column, source.dataset_name) if source.domain_column else group
     inputs = dict(zip(source.input_columns, ("input", "input_pair")))
     table = table.select_columns(list(inputs)).rename_columns(inputs)
-    table = table.add_column("label", numbers[source.label_column], feature=label)
-    return table.add_column("group", group, feature=ClassLabel(names=group_names))
+    for column, (numbers, names) in {"label": label, "group": group, "domain": domain}.items():
+        table = table.add_column(column, numbers, feature=ClassLabel(names=names))
+    return table
 
 
 def _with_names(table: Dataset, column: str, names: list[str]) -> Dataset:
     """The table with a column's classes renumbered as in `names`."""
-    numbers = np.array([names.index(name) for name in table.features[column].names])
-    numbers = numbers[np.asarray(table.with_format("numpy")[column][:])]
+    numbers, own = class_column(table, column)
+    numbers = np.array([names.index(name) for name in own])[numbers]
     return table.remove_columns(column).add_column(column, numbers, feature=ClassLabel(names=names))
 
 

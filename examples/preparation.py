@@ -45,12 +45,13 @@ def add_data_arguments(group) -> None:
     group.add_argument("--input_columns", nargs="+", default=["text"], help="one of texts or images, two of sentences")
     group.add_argument("--label_column", default="label")
     group.add_argument("--group_column", help="tasks take their classes from one group")
-    group.add_argument("--mixture", type=Path, help="several data sets, as in examples/mixtures/binary.json")
+    group.add_argument("--domain_column", help="rows are held out by domain; by default the groups are the domains")
+    group.add_argument("--mixture", type=Path, help="several sources, as in examples/mixtures/reviews.json")
     group.add_argument("--mixture_root", type=Path, help="a folder that holds the data sets of the mixture")
     group.add_argument(
-        "--train_groups", nargs="+", help="the groups to train on; by default all that are not held out"
+        "--train_domains", nargs="+", help="the domains to train on; by default all that are not held out"
     )
-    group.add_argument("--held_out_groups", nargs="+", default=[], help="the groups of validation and test tasks")
+    group.add_argument("--held_out_domains", nargs="+", default=[], help="the domains of validation and test tasks")
     group.add_argument("--rotations", action="store_true", help="images turned by 90, 180, 270 degrees: more classes")
     group.add_argument("--query_split", help="where tasks are judged; by default on rows that their support leaves")
     group.add_argument("--num_tasks", type=int, default=300)
@@ -97,18 +98,21 @@ class Collection:
         if args.mixture:
             sources = read_mixture(args.mixture, args.mixture_root)
         else:
-            sources = [Source(args.dataset_name, args.label_column, tuple(args.input_columns), args.group_column)]
+            columns = args.label_column, tuple(args.input_columns), args.group_column, args.domain_column
+            sources = [Source(args.dataset_name, *columns)]
         where = {
             "sources": [asdict(source) for source in sources],
             "splits": ["train", args.query_split] if args.query_split else ["train"],
-            "train_groups": args.train_groups or self._other_groups(sources),
+            "train_domains": args.train_domains or self._other_domains(sources),
             "rotations": args.rotations,
         }
         self.table, spans = training_table(where)
-        self.rows = LabelledRows(self.table, "label", "group", spans["train"])
-        if args.held_out_groups:
-            held_out = load_table(sources, ["train"], args.held_out_groups)[0]
-            check_disjoint(training=self.rows, held_out=LabelledRows(held_out, "label", "group"))
+        self.rows = LabelledRows(self.table, "label", "group", spans["train"], "domain")
+        if args.held_out_domains:
+            held_out = load_table(sources, ["train"], args.held_out_domains)[0]
+            check_disjoint(
+                training=self.rows, held_out=LabelledRows(held_out, "label", "group", domain_column="domain")
+            )
         query_rows = LabelledRows(self.table, "label", "group", spans[args.query_split]) if args.query_split else None
         self.sampler = EpisodeSampler(
             self.rows,
@@ -129,11 +133,11 @@ class Collection:
             "versions": package_versions(),
         }
 
-    def _other_groups(self, sources: list[Source]) -> list[str]:
-        known = load_table(sources, ["train"], None)[0].features["group"].names
-        if unknown := sorted(set(self.args.held_out_groups) - set(known)):
-            raise ValueError(f"There are no groups {unknown} to hold out: expected some of {known}.")
-        return [group for group in known if group not in self.args.held_out_groups]
+    def _other_domains(self, sources: list[Source]) -> list[str]:
+        known = load_table(sources, ["train"], None)[0].features["domain"].names
+        if unknown := sorted(set(self.args.held_out_domains) - set(known)):
+            raise ValueError(f"There are no domains {unknown} to hold out: expected some of {known}.")
+        return [domain for domain in known if domain not in self.args.held_out_domains]
 
     def _adapted_backbone(self, device: torch.device) -> tuple[StackedLora, AdapterCodec]:
         args = self.args

@@ -7,9 +7,9 @@ dataset=${1:?name the data set: a folder or Hub id of CLINC150 with the columns 
 runs=runs/mcdi-minilm-intents
 
 .venv/bin/python examples/collect_trajectories.py --dataset_name "$dataset" --label_column intent --group_column domain \
-    --train_groups banking credit_cards kitchen_and_dining home auto_and_commute travel \
+    --train_domains banking credit_cards kitchen_and_dining home auto_and_commute travel \
     --query_split validation --ways 3 15 --num_tasks 256 --shared_steps 300 --output_dir "$runs"
 .venv/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-    examples/train_mcdi.py --trajectories "$runs/trajectories" --dataset_name "$dataset" --validation_groups utility \
+    examples/train_mcdi.py --trajectories "$runs/trajectories" --dataset_name "$dataset" --validation_domains utility \
     --output_dir "$runs/generator"
 cp -r "$runs/generator/pipeline/." model_cards/mcdi-minilm-intents/

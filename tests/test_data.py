@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import Image as PILImage
 from tiny import tiny_dataset, tiny_image_dataset
 
 from mcdi_hf import EpisodeSampler, LabelledRows
+from mcdi_hf.tasks import check_disjoint
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -77,10 +78,53 @@ def test_a_mixture_is_one_table_in_the_order_of_splits_then_sources(mixture: lis
     labels = ["negative", "positive", "negative", "positive"]
     expected = ["negative", "positive", "positive", "same", "different", *labels]
     assert named(table, "label") == [*expected, "positive", "negative", "same", "different", *labels]
-    assert set(table.column_names) == {"input", "input_pair", "label", "group"}
+    assert named(table, "domain") == named(table, "group")
+    assert set(table.column_names) == {"input", "input_pair", "label", "group", "domain"}
 
 
-def test_only_the_named_groups_are_kept(mixture: list[Source]) -> None:
+def test_one_data_set_is_labelled_by_several_attributes_and_held_out_by_domain(root: Path) -> None:
+    values = [
+        {"dataset_name": "reviews", "name": "sentiment", "domain_column": "domain"},
+        {"dataset_name": "reviews", "name": "product", "label_column": "domain", "domain_column": "domain"},
+    ]
+    (root / "attributes.json").write_text(json.dumps(values))
+    sources = read_mixture(root / "attributes.json", root)
+    table, spans = load_table(sources, ["train", "test"], None)
+    assert inputs_of(table) == ["r0", "r1", "r2", "r3"] * 4 and spans["test"] == range(8, 16)
+    assert named(table, "group")[:8] == ["sentiment"] * 4 + ["product"] * 4
+    assert named(table, "domain") == ["books", "books", "toys", "toys"] * 4
+    sentiment, product = ["negative", "positive", "negative", "positive"], ["books", "books", "toys", "toys"]
+    assert named(table, "label") == [*sentiment, *product] * 2
+    # one domain is held out of both
+    books, toys = (load_table(sources, ["train"], [domain])[0] for domain in ("books", "toys"))
+    rows = [LabelledRows(table, "label", "group", domain_column="domain") for table in (books, toys)]
+    assert [inputs_of(table) for table in (books, toys)] == [["r0", "r1"] * 2, ["r2", "r3"] * 2]
+    assert {group: list(own) for group, own in rows[1].groups.items()} == {
+        "sentiment": ["positive", "negative"],
+        "product": ["toys"],
+    }
+    check_disjoint(train=rows[0], test=rows[1])
+    with pytest.raises(ValueError, match=r"'product/toys in toys', 'sentiment/negative in toys'"):
+        check_disjoint(train=rows[1], test=rows[1])
+
+
+def test_sources_of_one_data_set_move_together_and_keep_their_names(root: Path) -> None:
+    sources = [
+        Source("gone", "character", ("image",), domain_column="alphabet"),
+        Source("gone", "alphabet", ("image",)),
+    ]
+    sources[1] = replace(sources[1], name="script")
+    description = json.loads(json.dumps({"sources": [asdict(source) for source in sources]}))
+    moved = sources_of(description, str(root / "glyphs"))
+    assert [(source.name, source.dataset_name) for source in moved] == [
+        ("gone", str(root / "glyphs")),
+        ("script", str(root / "glyphs")),
+    ]
+    table, _ = load_table(moved, ["train"], ["hebrew", "script"])
+    assert set(named(table, "group")) == {"gone", "script"} and len(table) == 6 + 12
+
+
+def test_only_the_named_domains_are_kept(mixture: list[Source]) -> None:
     table, spans = load_table(mixture, ["validation", "train"], ["reviews/toys", "films"])
     assert spans == {"validation": range(0, 4), "train": range(4, 9)}
     assert inputs_of(table) == ["f3", "f4", "r2", "r3", "f0", "f1", "f2", "r2", "r3"]
@@ -99,13 +143,14 @@ def test_one_source_keeps_its_own_names(root: Path) -> None:
     assert table.features["label"] == tiny_dataset().features["label"]
     assert table.features["group"] == tiny_dataset().features["domain"]
     table, _ = load_table([Source(str(root / "plain"))], ["train"], None)
-    assert table.features["group"].names == ["all"] and set(table.column_names) == {"input", "label", "group"}
+    assert table.features["group"].names == table.features["domain"].names == ["all"]
+    assert set(table.column_names) == {"input", "label", "group", "domain"}
 
 
 def test_images_stay_images(root: Path) -> None:
     source = Source(str(root / "glyphs"), "character", ("image",), "alphabet")
     table, _ = load_table([source], ["train"], ["hebrew"])
-    assert isinstance(table.features["input"], Image) and table.column_names == ["input", "label", "group"]
+    assert isinstance(table.features["input"], Image) and table.column_names == ["input", "label", "group", "domain"]
     found, sources = inputs_of(table), tiny_image_dataset()["image"][6:]
     assert len(found) == 6 and all(isinstance(image, PILImage.Image) for image in found)
     assert all(np.array_equal(np.asarray(one), np.asarray(two)) for one, two in zip(found, sources, strict=True))
@@ -121,8 +166,9 @@ def test_images_stay_images(root: Path) -> None:
             None,
             r"no column \['sentence'\]; it has \['text'",
         ),
-        ([Source("films", group_column="domain")], ["train"], None, r"films has no column \['domain'\]"),
-        ([Source("plain", label_column="text")], ["train"], None, "'text' of .*plain is a .*expected a ClassLabel"),
+        ([Source("films", group_column="domain")], ["train"], None, "films has no column 'domain'"),
+        ([Source("films", domain_column="domain")], ["train"], None, "films has no column 'domain'"),
+        ([Source("plain", label_column="text")], ["train"], None, "plain has in column 'text' a .*expected a ClassL"),
         (
             [Source("plain", input_columns=("domain",))],
             ["train"],
@@ -137,7 +183,7 @@ def test_images_stay_images(root: Path) -> None:
         ),
         ([Source("films"), Source("glyphs", "character", ("image",))], ["train"], None, "some are of texts and some"),
         ([Source("films"), Source("someone/films")], ["train"], None, r"same name among \['films', 'films'\]"),
-        ([Source("plain", group_column="domain")], ["train"], ["east"], r"no groups \['east'\].*'north', 'south'"),
+        ([Source("plain", group_column="domain")], ["train"], ["east"], r"no domains \['east'\].*'north', 'south'"),
         ([Source("films", splits={"test": "train"})], ["train", "test"], None, "Two of the splits .* are the same"),
     ],
 )
@@ -156,14 +202,14 @@ def test_what_makes_no_table_is_refused(
 
 def test_rows_without_a_class_are_refused(tmp_path: Path) -> None:
     write_texts(tmp_path / "hidden", "test", {"text": ["a", "b"], "label": [0, -1]}, label=SENTIMENT)
-    with pytest.raises(ValueError, match="'label' of .*hidden is -1 in some rows"):
+    with pytest.raises(ValueError, match="hidden has no class in column 'label' of 1 rows"):
         load_table([Source(str(tmp_path / "hidden"))], ["test"], None)
 
 
 def test_a_source_survives_json() -> None:
     source = Source("pairs", "same", ("one", "two"), splits={"test": "dev"})
     assert Source.from_dict(json.loads(json.dumps(asdict(source)))) == source
-    assert Source.from_dict({"dataset_name": "films"}) == Source("films", "label", ("text",), None, None)
+    assert Source.from_dict({"dataset_name": "films"}) == Source("films", "label", ("text",), None, None, "films")
 
 
 @pytest.mark.parametrize(
@@ -184,6 +230,9 @@ def test_a_mixture_is_looked_up_under_the_root(root: Path) -> None:
     path = EXAMPLES / "mixtures" / "binary.json"
     names = ["sst2", "cr", "mpqa", "subj", "fdu_mtl", "mrpc", "rte", "cola"]
     assert [source.dataset_name for source in read_mixture(path)] == names
+    for path in path.parent.iterdir():
+        assert read_mixture(path)
+    path = EXAMPLES / "mixtures" / "binary.json"
     with pytest.raises(ValueError, match=r"has no folder \['sst2'.*it has \['films', 'glyphs', 'pairs'"):
         read_mixture(path, root)
 
@@ -191,10 +240,10 @@ def test_a_mixture_is_looked_up_under_the_root(root: Path) -> None:
 def test_one_moved_source_is_found_and_several_are_not(mixture: list[Source]) -> None:
     description = json.loads(json.dumps({"sources": [asdict(source) for source in mixture]}))
     assert sources_of(description, None) == mixture
-    with pytest.raises(ValueError, match="come of 3 sources.*leave it out"):
+    with pytest.raises(ValueError, match="come of 3 data sets.*leave it out"):
         sources_of(description, "elsewhere")
     description["sources"] = description["sources"][1:2]
-    expected = Source("elsewhere", "same", ("one", "two"), None, {"validation": "dev"})
+    expected = Source("elsewhere", "same", ("one", "two"), name="pairs", splits={"validation": "dev"})
     assert sources_of(description, "elsewhere") == [expected]
 
 

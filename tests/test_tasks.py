@@ -6,7 +6,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from tiny import tiny_dataset, tiny_image_dataset
 
 from mcdi_hf import EpisodeSampler, LabelledRows, Task
-from mcdi_hf.tasks import check_disjoint, rotate_classes
+from mcdi_hf.tasks import check_disjoint, draw_shots, rotate_classes
 
 
 def tiny_reviews() -> Dataset:
@@ -61,21 +61,33 @@ def test_a_leak_between_splits_is_named() -> None:
 
 def test_the_tasks_of_earlier_versions_are_drawn_again() -> None:
     """Published figures and trajectories were made with them."""
-    sampler = EpisodeSampler(LabelledRows(tiny_dataset(), "label", "domain"), (2, 4), (1, 3), 2, seed=5)
+    sampler = EpisodeSampler(LabelledRows(tiny_dataset(), "label", "domain"), (2, 4), (2, 2), 2, seed=5)
     assert [sampler[number] for number in (0, 7)] == [
         Task(
-            ("class_11", "class_9", "class_8", "class_10"),
-            ((91,), (74,), (66,), (80,)),
-            ((88, 89), (79, 76), (68, 70), (85, 81)),
+            ("class_11", "class_8", "class_9", "class_10"),
+            ((88, 89), (66, 70), (74, 79), (84, 81)),
+            ((91, 94), (67, 71), (76, 73), (82, 87)),
             "west",
         ),
         Task(
-            ("class_0", "class_3", "class_2"),
-            ((2, 0, 4), (25, 28, 29), (18, 23, 22)),
-            ((3, 5), (27, 30), (17, 19)),
+            ("class_0", "class_1", "class_3"),
+            ((7, 0), (9, 12), (26, 31)),
+            ((4, 3), (13, 11), (30, 25)),
             "north",
         ),
     ]
+
+
+def test_few_shots_are_drawn_as_often_as_many_and_a_fixed_number_draws_nothing() -> None:
+    random, untouched = np.random.default_rng(0), np.random.default_rng(0)
+    assert [draw_shots((count, count), random) for count in (1, 256)] == [1, 256]
+    assert random.bit_generator.state == untouched.bit_generator.state
+    drawn = np.array([draw_shots((1, 256), random) for _ in range(4000)])
+    assert drawn.min() == 1 and drawn.max() > 240
+    for octave in range(8):  # 1, 2 to 3, 4 to 7, ...: each is log 2 / log 257 of all
+        share = np.mean((drawn >= 2**octave) & (drawn < 2 ** (octave + 1)))
+        assert share == pytest.approx(np.log(2) / np.log(257), abs=0.02)
+    assert {draw_shots((3, 5), random) for _ in range(200)} == {3, 4, 5}
 
 
 def test_a_class_of_two_groups_is_two_classes() -> None:
@@ -124,6 +136,23 @@ def test_a_leak_within_one_group_is_named_with_it() -> None:
         check_disjoint(test=films, late=LabelledRows(data, "label", "domain", range(14, 15)))
     with pytest.raises(ValueError, match=r"share the classes \['books/negative', 'books/positive'\]"):
         check_disjoint(train=books, test=both)
+
+
+def test_classes_may_run_across_domains_and_be_tested_in_others() -> None:
+    """Rows 0-9 are of books, 10-19 of films and 20-29 of toys; sentiment is one group over all of them."""
+    data = tiny_reviews()
+    rows = {
+        span: LabelledRows(data, "label", span=span, domain_column="domain") for span in (range(20), range(20, 50))
+    }
+    train, test = rows.values()
+    assert train.groups["all"]["negative"].tolist() == [0, 1, 2, 3, 4, 10, 11, 12, 13, 14]
+    assert ("books", "all", "negative") in train.origins and len(train.origins) == 4
+    check_disjoint(train=train, test=test)
+    task = EpisodeSampler(train, (2, 2), (6, 6), 4)[0]  # more than one domain has
+    assert {row // 10 for members in task.support for row in members} == {0, 1}
+    late = LabelledRows(data, "label", span=range(15, 50), domain_column="domain")
+    with pytest.raises(ValueError, match=r"train and late share the classes \['positive in films'\]"):
+        check_disjoint(train=train, late=late)
 
 
 def test_rotation_adds_turned_copies_as_classes_of_their_own() -> None:
@@ -187,7 +216,7 @@ def without_class(data: Dataset) -> Dataset:
         (lambda data: LabelledRows(data, "intent"), "no column 'intent'"),
         (lambda data: LabelledRows(data, "text"), "expected a ClassLabel"),
         (lambda data: LabelledRows(data.select([]), "label"), "no row"),
-        (lambda data: LabelledRows(without_class(data), "label"), "'label' is -1 in 1 rows"),
+        (lambda data: LabelledRows(without_class(data), "label"), "'label' of 1 rows, where it is -1"),
         (lambda data: EpisodeSampler(LabelledRows(data, "label", "domain"), (5, 6), (1, 1), 1), "has 5 classes"),
         (lambda data: EpisodeSampler(LabelledRows(data, "label"), (2, 5), (1, 8), 1), "Too few examples for 8 shots"),
         (

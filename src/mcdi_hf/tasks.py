@@ -39,11 +39,14 @@ class LabelledRows:
             The column of groups, such as domains or alphabets. Without it all classes are one group, `"all"`.
         span (`range`, *optional*):
             Keep these rows only: one split of a concatenated data set.
+        domain_column (`str`, *optional*):
+            The column of domains, a `ClassLabel` too. A class may have rows in many; what is learnt in some of them is
+            tested in others. Without it a row's domain is its group.
 
     Attributes:
         groups (`dict[str, dict[str, np.ndarray]]`): Group -> class -> row numbers.
-        origins (`set[tuple[str, str]]`): Groups and classes as [`check_disjoint`] compares them: a class that
-            [`rotate_classes`] made counts as the one that it was turned from.
+        origins (`set[tuple[str, str, str]]`): Domains, groups and classes as [`check_disjoint`] compares them: a class
+            that [`rotate_classes`] made counts as the one that it was turned from.
     """
 
     def __init__(
@@ -52,24 +55,29 @@ class LabelledRows:
         label_column: str,
         group_column: str | None = None,
         span: range | None = None,
+        domain_column: str | None = None,
     ) -> None:
-        labels, names = _column(dataset, label_column)
+        labels, names = class_column(dataset, label_column)
         turned = _unrotated(label_column) in dataset.features
-        origins, origin_names = _column(dataset, _unrotated(label_column)) if turned else (labels, names)
+        origins, origin_names = class_column(dataset, _unrotated(label_column)) if turned else (labels, names)
         if group_column is None:
-            group_of_row, group_names = np.zeros(len(dataset), dtype=int), ["all"]
+            groups, group_names = np.zeros(len(dataset), dtype=int), ["all"]
         else:
-            group_of_row, group_names = _column(dataset, group_column)
+            groups, group_names = class_column(dataset, group_column)
+        domains, domain_names = (
+            (groups, group_names) if domain_column is None else class_column(dataset, domain_column)
+        )
         self.groups: dict[str, dict[str, np.ndarray]] = {}
-        self.origins: set[tuple[str, str]] = set()
+        self.origins: set[tuple[str, str, str]] = set()
         for index, group in enumerate(group_names):
-            members = np.flatnonzero(group_of_row == index)
+            members = np.flatnonzero(groups == index)
             if span is not None:
                 members = members[(members >= span.start) & (members < span.stop)]
             if len(members):
                 own = labels[members]
                 self.groups[group] = {names[label]: members[own == label] for label in np.unique(own)}
-                self.origins |= {(group, origin_names[label]) for label in np.unique(origins[members])}
+                pairs = np.unique(np.stack([domains[members], origins[members]]), axis=1)
+                self.origins |= {(domain_names[domain], group, origin_names[label]) for domain, label in pairs.T}
         if not self.groups:
             raise ValueError("The data set has no row.")
 
@@ -81,7 +89,7 @@ class EpisodeSampler:
         rows (`LabelledRows`): Where the support comes from.
         ways (`tuple[int, int]`): The least and the greatest number of classes. Groups of fewer than the least are
             left out; a group of fewer than the greatest gives tasks of as many classes as it has.
-        shots (`tuple[int, int]`): The least and the greatest number of support examples a class.
+        shots (`tuple[int, int]`): The least and the greatest number of support examples a class, see [`draw_shots`].
         queries (`int`): Query examples a class, fewer where a class has no more.
         seed (`int`, *optional*, defaults to 0): Another seed, other tasks.
         query_rows (`LabelledRows`, *optional*): Where the query comes from, if it is another split than the support.
@@ -117,7 +125,7 @@ class EpisodeSampler:
         group = self.groups[random.integers(len(self.groups))]
         rows = self.rows.groups[group]
         ways = random.integers(self.ways[0], min(self.ways[1], len(rows)) + 1)
-        shots = random.integers(self.shots[0], self.shots[1] + 1)
+        shots = draw_shots(self.shots, random)
         classes = tuple(random.choice(list(rows), size=ways, replace=False).tolist())
         support, query = [], []
         for name in classes:
@@ -132,8 +140,21 @@ class EpisodeSampler:
         return Task(classes, tuple(support), tuple(query), group)
 
 
+def draw_shots(shots: tuple[int, int], random: np.random.Generator) -> int:
+    """Draw a number between the least and the greatest, as likely from 1 to 2 as from 100 to 200.
+
+    Of numbers from 1 to 256 drawn evenly hardly any would be few. Where both are the same nothing is drawn.
+    """
+    least, greatest = shots
+    if least == greatest:
+        return least
+    drawn = np.exp(random.uniform(np.log(least), np.log(greatest + 1)))
+    return int(np.clip(drawn, least, greatest))  # clipped, since rounding may carry an end over
+
+
 def check_disjoint(**splits: LabelledRows) -> None:
-    """Refuse splits that share a class of one group: a task of one would be no test of what was learnt on another.
+    """Refuse splits that share a class of one group in one domain: a task of one would be no test of what was learnt
+    on another.
 
     A class that [`rotate_classes`] made counts as the one that it was turned from.
     """
@@ -141,7 +162,7 @@ def check_disjoint(**splits: LabelledRows) -> None:
     for position, first in enumerate(names):
         for second in names[position + 1 :]:
             if shared := sorted(splits[first].origins & splits[second].origins):
-                raise ValueError(f"{first} and {second} share the classes {[_full_name(*one) for one in shared]}.")
+                raise ValueError(f"{first} and {second} share the classes {[_full_origin(*one) for one in shared]}.")
 
 
 def rotate_classes(
@@ -166,7 +187,7 @@ def rotate_classes(
         `datasets.Dataset` of `(1 + len(angles)) * rows` rows: those of `dataset`, then the copies of all of them for
         each angle in turn, of the classes `"NAME rotated ANGLE"`. Column `LABEL_unrotated` has the first classes.
     """
-    labels, names = _column(dataset, label_column)
+    labels, names = class_column(dataset, label_column)
     unrotated = _unrotated(label_column)
     if unrotated in dataset.features:
         raise ValueError(
@@ -202,13 +223,24 @@ def _full_name(group: str, label: str) -> str:
     return label if group == "all" else f"{group}/{label}"
 
 
-def _column(dataset: Dataset, column: str) -> tuple[np.ndarray, list[str]]:
+def _full_origin(domain: str, group: str, label: str) -> str:
+    return _full_name(group, label) + ("" if domain == group else f" in {domain}")
+
+
+def class_column(dataset: Dataset, column: str, dataset_name: str = "The data set") -> tuple[np.ndarray, list[str]]:
+    """The class of every row of a `ClassLabel` column, as numbers `(rows,)`, and the names of the classes."""
     if column not in dataset.features:
-        raise ValueError(f"The data set has no column {column!r}; it has {dataset.column_names}.")
+        raise ValueError(f"{dataset_name} has no column {column!r}; it has {dataset.column_names}.")
     feature = dataset.features[column]
     if not isinstance(feature, ClassLabel):
-        raise ValueError(f"Column {column!r} is a {feature}, expected a ClassLabel: use dataset.class_encode_column.")
-    numbers = np.asarray(dataset.with_format("numpy")[column][:])
+        raise ValueError(
+            f"{dataset_name} has in column {column!r} a {feature}, expected a ClassLabel: use "
+            f"dataset.class_encode_column."
+        )
+    numbers = np.asarray(dataset.with_format("numpy")[column][:], dtype=int)
     if (numbers < 0).any():  # how data sets with a hidden test split mark its rows
-        raise ValueError(f"Column {column!r} is -1 in {(numbers < 0).sum()} rows: give rows that have a class.")
+        raise ValueError(
+            f"{dataset_name} has no class in column {column!r} of {(numbers < 0).sum()} rows, where it is -1: give "
+            f"rows that have one."
+        )
     return numbers, feature.names

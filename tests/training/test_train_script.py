@@ -34,7 +34,7 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, lis
     write_letters(root / "source", backbone)
     command = [EXAMPLES / "collect_trajectories.py"]
     command += ["--pretrained_model_name_or_path", root / "backbone", "--base_model_name", root / "backbone"]
-    command += ["--dataset_name", root / "source", "--group_column", "domain", "--train_groups", *DOMAINS[:2]]
+    command += ["--dataset_name", root / "source", "--group_column", "domain", "--train_domains", *DOMAINS[:2]]
     command += "--ways 2 3 --examples_per_class 6 6 --rank 2 --layers 1 --shared_steps 3".split()
     command += ["--token_dim", backbone.feature_dim + 4, "--output_dir", root / "collected"]
     command += (
@@ -50,7 +50,7 @@ def runs(collected: tuple[Path, Path, list[str]], tmp_path_factory: pytest.TempP
     backbone, trajectories, _ = collected
     script = EXAMPLES / "train_mcdi.py"
     options = ["--pretrained_model_name_or_path", backbone, "--trajectories", trajectories / "trajectories"]
-    options += ["--validation_groups", DOMAINS[2], "--validation_tasks", "2x1", "3x2", "--num_validation_episodes", 2]
+    options += ["--validation_domains", DOMAINS[2], "--validation_tasks", "2x1", "3x2", "--num_validation_episodes", 2]
     options += "--dim 16 --num_layers 1 --shots 1 3 --train_batch_size 2 --tasks_per_step 3 --inner_steps 2".split()
     options += "--max_train_steps 6 --lr_warmup_steps 2 --validation_steps 3 --checkpointing_steps 2".split()
     options += ["--checkpoints_total_limit", 9, "--output_dir"]
@@ -126,5 +126,7 @@ def test_trajectories_of_another_backbone_are_refused(collected: tuple[Path, Pat
     save_backbone(other, tmp_path / "other")
     options = ["--pretrained_model_name_or_path", tmp_path / "other", "--trajectories", folder / "trajectories"]
     with pytest.raises(AssertionError, match=f"weights {other.fingerprint}.*Load the backbone and the revision"):
-        call(EXAMPLES / "train_mcdi.py", *options, "--validation_groups", DOMAINS[2], "--output_dir", tmp_path / "run")
+        call(
+            EXAMPLES / "train_mcdi.py", *options, "--validation_domains", DOMAINS[2], "--output_dir", tmp_path / "run"
+        )
     assert not (tmp_path / "run" / "pipeline").exists()

@@ -47,7 +47,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list:
     backbone = tiny_backbone()
     source = write_letters(root / "source", backbone)
     options = ["--pretrained_model_name_or_path", save_backbone(backbone, root / "backbone"), "--dataset_name", source]
-    options += ["--group_column", "domain", "--train_groups", *DOMAINS[:2], "--query_split", "validation", *SMALL]
+    options += ["--group_column", "domain", "--train_domains", *DOMAINS[:2], "--query_split", "validation", *SMALL]
     # Long enough that a run can be caught in the middle.
     options += "--shared_steps 60 --max_train_steps 24 --layers 1 --token_dim 20 --max_stack_size 2".split()
     return [SCRIPT, *options, "--num_tasks", NUM_TASKS]
@@ -183,8 +183,8 @@ def refused(command: list, straight: tuple[Path, str], tmp_path_factory: pytest.
         "start": ["--output_dir", root / "start"],
         "shard": ["--output_dir", root / "shard"],
         "huge": ["--output_dir", root / "huge", "--num_tasks", 10**9],
-        "leak": ["--output_dir", root / "leak", "--held_out_groups", DOMAINS[1], DOMAINS[2]],
-        "unknown": ["--output_dir", root / "unknown", "--held_out_groups", "east"],
+        "leak": ["--output_dir", root / "leak", "--held_out_domains", DOMAINS[1], DOMAINS[2]],
+        "unknown": ["--output_dir", root / "unknown", "--held_out_domains", "east"],
         "rank": ["--output_dir", root / "made", "--rank", 3],
         "learning_rate": ["--output_dir", root / "made", "--learning_rate", 0.5],
         "num_targets": ["--output_dir", root / "made", "--num_targets", 2],
@@ -217,11 +217,11 @@ def test_other_settings_in_the_same_folder_are_named(refused: tuple[Path, dict],
     assert visible(root / "made") == visible(straight[0])
 
 
-def test_leaks_and_unknown_groups_are_named(refused: tuple[Path, dict]) -> None:
+def test_leaks_and_unknown_domains_are_named(refused: tuple[Path, dict]) -> None:
     root, said = refused
     classes = [f"{DOMAINS[1]}/{DOMAINS[1]}_{number}" for number in range(CLASSES)]
     assert f"training and held_out share the classes {classes}" in said["leak"]
-    assert "no groups ['east']" in said["unknown"]
+    assert "no domains ['east']" in said["unknown"]
     assert not (root / "leak").exists() and not (root / "unknown").exists()
 
 

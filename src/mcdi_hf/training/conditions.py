@@ -6,6 +6,7 @@ from datasets import Dataset
 
 from ..adapters.codec import AdapterCodec
 from ..adapters.head import class_means, imprint_head
+from ..tasks import draw_shots
 from ..trajectories.dataset import final_adapters, split_weights
 from .objective import TrainingBatch
 
@@ -21,7 +22,7 @@ class TrajectoryBatches:
         codec (`AdapterCodec`):
             The fitted codec.
         shots (`tuple[int, int]`):
-            The least and the greatest number of support examples a class.
+            The least and the greatest number of support examples a class, see [`draw_shots`].
         batch_size (`int`):
             Rows of a batch.
         condition_noise (`float`, *optional*, defaults to 0.0):
@@ -84,6 +85,6 @@ class TrajectoryBatches:
         self.codec.fit_head(final_adapters(self.trajectories, self.codec.layout), heads)
 
     def _support(self, support: list, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        shots = int(random.integers(self.shots[0], self.shots[1] + 1))
+        shots = draw_shots(self.shots, random)
         rows = np.concatenate([random.choice(members, size=shots, replace=False) for members in support])
         return torch.from_numpy(rows), torch.arange(len(support)).repeat_interleave(shots)
