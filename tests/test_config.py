@@ -1,0 +1,71 @@
+"""Arguments from a file, as the scripts read them."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+from config import parse_args  # noqa: E402
+
+
+CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser()
+    made.add_argument("--steps", type=int, default=1)
+    made.add_argument("--shots", type=int, nargs=2)
+    made.add_argument("--flag", action="store_true")
+    made.add_argument("--needed", required=True)
+    return made
+
+
+def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, values: object, *arguments: str) -> argparse.Namespace:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    monkeypatch.setattr(sys, "argv", ["script", "--config", str(path), *arguments])
+    return parse_args(parser())
+
+
+def test_the_command_line_overrides_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    values = {"steps": 5, "shots": [1, 3], "flag": True, "needed": "yes"}
+    found = parse(monkeypatch, tmp_path, values, "--steps", "7")
+    assert (found.steps, found.shots, found.flag, found.needed) == (7, [1, 3], True, "yes")
+
+
+def test_without_a_file_there_is_the_command_line_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["script", "--needed", "no"])
+    found = parse_args(parser())
+    assert (found.steps, found.needed, found.config) == (1, "no", None)
+
+
+@pytest.mark.parametrize("values", [{"stepz": 5}, {"steps": "many"}, {"needed": "yes", "shots": [1]}])
+def test_what_the_script_does_not_know_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, values: dict
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(monkeypatch, tmp_path, {"needed": "yes"} | values)
+
+
+def test_a_file_of_something_else_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds a list: expected one JSON object"):
+        parse(monkeypatch, tmp_path, ["steps"])
+    with pytest.raises(ValueError, match="False for 'flag'"):
+        parse(monkeypatch, tmp_path, {"flag": False, "needed": "yes"})
+
+
+@pytest.mark.parametrize(
+    "name, script", [("omniglot", "train_mcdi"), ("omniglot_paper", "train_mcdi"), ("omniglot_vit", "pretrain_vit")]
+)
+def test_the_released_configs_are_known_to_their_scripts(
+    monkeypatch: pytest.MonkeyPatch, name: str, script: str
+) -> None:
+    needed = ["--dataset_name", "data", "--output_dir", "run", "--trajectories", "t", "--validation_domains", "d"]
+    given = needed[:4] if script == "pretrain_vit" else needed
+    monkeypatch.setattr(sys, "argv", ["script", "--config", str(CONFIGS / f"{name}.json"), *given])
+    __import__(script).arguments()
