@@ -49,12 +49,7 @@ class Ablation:
         self.collection = Collection(args, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self.collection.encode(show=True)
         self.views = self.collection.examples
-        self.plain = replace(
-            self.views,
-            hidden_states=self.views.hidden_states[: len(self.views)],
-            attention_mask=None if self.views.attention_mask is None else self.views.attention_mask[: len(self.views)],
-            num_views=1,
-        )
+        self.plain = self.views.first_view()
         sampler = EpisodeSampler(self.collection.rows, tuple(args.ways), (1, 5), 5, args.seed)
         bar = tqdm(total=args.shared_steps, desc="shared start")
         self.start, self.scale = train_shared_adapter(

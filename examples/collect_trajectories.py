@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from datasets.utils.logging import disable_progress_bar
 from preparation import Collection, add_adapter_arguments, add_data_arguments, add_optimiser_arguments
@@ -83,7 +84,8 @@ def dry_run(collection: Collection) -> None:
     judging = time.perf_counter() - began
     passes = settings.num_steps * (2 if settings.sam_rho else 1)
     minutes = (times[-1] * passes + judging) / len(tasks) * args.num_tasks / 60
-    layout, length = collection.codec.layout, collection.examples.hidden_states.shape[1]
+    layout = collection.codec.layout
+    length = collection.examples.lengths(torch.arange(len(collection.examples))).max()
     held = collection.examples.hidden_states.nbytes // 2**20
     classes = sum(len(own) for own in collection.rows.groups.values())
     memory = f"{per_task * stack_size / 2**20:.0f} MiB of the budget of {args.memory_budget * 1024:.0f} MiB"

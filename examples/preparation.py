@@ -32,12 +32,12 @@ from mcdi_hf import (
     package_versions,
     train_shared_adapter,
 )
+from mcdi_hf.files import write_file
 from mcdi_hf.tasks import check_disjoint
 from mcdi_hf.trajectories.augmentation import augmented_views
 from mcdi_hf.trajectories.budget import bytes_per_task, stack_size_for
 from mcdi_hf.trajectories.collect import GAUGES
 from mcdi_hf.trajectories.description import differences
-from mcdi_hf.trajectories.folder import write_file
 
 
 def add_data_arguments(group) -> None:
@@ -74,6 +74,7 @@ def add_adapter_arguments(group) -> None:
     group.add_argument("--target_modules", nargs="+", default=["query", "value"])
     group.add_argument("--layers", type=int, nargs="+", default=[4, 5], help="indices of the adapted layers")
     group.add_argument("--token_dim", type=int, default=768)
+    group.add_argument("--cache_dir", type=Path, help="keep what the frozen lower layers make here, not in memory")
 
 
 def add_optimiser_arguments(group) -> None:
@@ -162,7 +163,9 @@ class Collection:
         """Run every example through the frozen lower layers, once for each view."""
         views = augmented_views(inputs_of(self.table), self.args.num_views, self.args.seed)
         with tqdm(total=len(views), desc="lower layers", unit="example", disable=not show) as bar:
-            self.examples = self.stacked.encode(views, num_views=self.args.num_views, on_batch=bar.update)
+            self.examples = self.stacked.encode(
+                views, num_views=self.args.num_views, on_batch=bar.update, cache_dir=self.args.cache_dir
+            )
 
     def settings(self, imprint_scale: float) -> TrajectorySettings:
         args = self.args

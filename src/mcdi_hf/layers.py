@@ -1,12 +1,15 @@
 """A backbone cut below its first adapted layer: the lower part runs once an example, the upper one many times."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from .hidden_states import cache_name, cached_states
 
 
 if TYPE_CHECKING:
@@ -18,34 +21,51 @@ class EncodedExamples:
     """Examples after the frozen lower layers, ready for any number of passes through the adapted upper ones.
 
     Attributes:
-        hidden_states (`torch.Tensor` of shape `(views * examples, length, hidden)`): Input of the first adapted layer.
-        attention_mask (`torch.Tensor` of shape `(views * examples, length)`, *optional*): 1 for a token, 0 for padding
-            behind the last one. Images have none.
+        hidden_states (`torch.Tensor`): Input of the first adapted layer. Of texts the tokens, one text behind the
+            other and without padding: `(tokens, hidden)`. Of images `(views * examples, length, hidden)`, since all
+            are of one length. It may be memory-mapped.
+        device (`torch.device`): Where the upper layers are; the picked rows are brought there.
+        starts, counts (`torch.Tensor` of shape `(views * examples,)`, *optional*): The first token of each text in
+            `hidden_states` and the number of its tokens, on the CPU. Images have none.
         num_views (`int`, *optional*, defaults to 1): The examples as they are come first; the other views of the same
             examples, in the same order, are augmented ones.
     """
 
     hidden_states: torch.Tensor
-    attention_mask: torch.Tensor | None = None
+    device: torch.device
+    starts: torch.Tensor | None = None
+    counts: torch.Tensor | None = None
     num_views: int = 1
 
     def __len__(self) -> int:
         """The number of examples, whatever the number of views."""
-        return len(self.hidden_states) // self.num_views
+        return len(self.hidden_states if self.counts is None else self.counts) // self.num_views
 
     def __getitem__(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The inputs of the upper layers for some rows, cut to the longest of them."""
-        if self.attention_mask is None:
-            return {"pixel_values": self.hidden_states[rows]}
-        mask = self.attention_mask[rows]
-        length = int(mask.sum(dim=1).max())
-        return {"inputs_embeds": self.hidden_states[rows, :length], "attention_mask": mask[:, :length]}
+        """The inputs of the upper layers for some rows; texts are padded with zeros to the longest of them."""
+        if self.counts is None:
+            return {"pixel_values": self.hidden_states[rows].to(self.device)}
+        counts = self.counts[rows]
+        places = torch.arange(int(counts.max()))
+        mask = places < counts.unsqueeze(1)
+        tokens = (self.starts[rows].unsqueeze(1) + places)[mask]
+        picked = self.hidden_states[tokens].to(self.device)
+        mask = mask.to(self.device)
+        padded = picked.new_zeros(*mask.shape, picked.shape[1])
+        padded[mask] = picked
+        return {"inputs_embeds": padded, "attention_mask": mask.long()}
 
     def lengths(self, rows: torch.Tensor) -> torch.Tensor:
         """The number of tokens of some rows: `(rows,)`."""
-        if self.attention_mask is None:
+        if self.counts is None:
             return torch.full((len(rows),), self.hidden_states.shape[1])
-        return self.attention_mask[rows].sum(dim=1).cpu()
+        return self.counts[rows]
+
+    def first_view(self) -> "EncodedExamples":
+        """The examples as they are, without their augmented views."""
+        if self.counts is None:
+            return replace(self, hidden_states=self.hidden_states[: len(self)], num_views=1)
+        return replace(self, starts=self.starts[: len(self)], counts=self.counts[: len(self)], num_views=1)
 
 
 class _Capture(nn.Module):
@@ -67,6 +87,7 @@ class LowerLayers:
     def __init__(self, backbone: "FrozenBackbone", module_names: list[str]) -> None:
         path, first = split_point(backbone.model, module_names)
         self.backbone = backbone
+        self.place = f"{path}.{first}"
         self.capture = _Capture()
         model = _shared_copy(backbone.model)
         setattr(model, backbone.head_name, nn.Identity())
@@ -82,45 +103,63 @@ class LowerLayers:
         batch_size: int = 64,
         num_views: int = 1,
         on_batch: Callable[[int], None] | None = None,
+        cache_dir: str | Path | None = None,
     ) -> EncodedExamples:
         """Run the lower layers over examples, in batches of similar length.
+
+        With `cache_dir` they are written there and memory-mapped, so they may be larger than the memory, and whoever
+        asks again for those of the same examples, weights and layers reads them, to the bit.
 
         Args:
             examples (`list` of length `views * n`): Texts, pairs of texts or PIL images, see
                 [`FrozenBackbone.tokens`]. With several views: all examples as they are, then other views of each.
             batch_size (`int`, *optional*, defaults to 64): Examples a pass.
             num_views (`int`, *optional*, defaults to 1): How many views of every example there are.
-            on_batch (`Callable`, *optional*): Called after each pass with the number of its examples.
+            on_batch (`Callable`, *optional*): Called after each pass with the number of its examples; once for all of
+                them that were read.
+            cache_dir (`str` or `Path`, *optional*): A folder for the hidden states. Without it they stay in memory, on
+                the device of the backbone.
 
         Returns:
             [`EncodedExamples`] of `n` examples.
         """
         if not examples or len(examples) % num_views:
             raise ValueError(f"There are {len(examples)} examples of {num_views} views: expected a multiple of it.")
+        on_batch = on_batch or (lambda count: None)
+        starts = counts = None
         if self.backbone.reads_images:
+            inputs, length = examples, len(examples)
             batches = (examples[first : first + batch_size] for first in range(0, len(examples), batch_size))
-            states = [self._states(self.backbone.inputs(batch), on_batch) for batch in batches]
-            return EncodedExamples(torch.cat(states), num_views=num_views)
-        tokens = self.backbone.tokens(examples)
-        lengths = torch.tensor([len(ids) for ids in tokens["input_ids"]])
-        hidden_states = mask = None
-        for rows in lengths.argsort().split(batch_size):
-            picked = {key: [values[row] for row in rows.tolist()] for key, values in tokens.items()}
-            batch = self.backbone.pad(picked)
-            states = self._states(batch, on_batch)
-            if hidden_states is None:
-                hidden_states = states.new_zeros(len(examples), int(lengths.max()), states.shape[-1])
-                mask = batch["attention_mask"].new_zeros(len(examples), int(lengths.max()))
-            hidden_states[rows, : states.shape[1]] = states
-            mask[rows, : states.shape[1]] = batch["attention_mask"]
-        return EncodedExamples(hidden_states, mask, num_views)
+            batches = map(self.backbone.inputs, batches)
+        else:
+            inputs = self.backbone.tokens(examples)
+            counts = torch.tensor([len(ids) for ids in inputs["input_ids"]])
+            order, length = counts.argsort(stable=True), int(counts.sum())
+            starts = torch.empty_like(counts)
+            starts[order] = counts[order].cumsum(0) - counts[order]
+            batches = (self._batch(inputs, rows) for rows in order.split(batch_size))
+        states = self._states(batches, on_batch)
+        if cache_dir is None:
+            hidden_states = torch.cat(list(states))
+        else:
+            path = Path(cache_dir) / cache_name(self.backbone, self.place, inputs, batch_size)
+            hidden_states, was_there = cached_states(path, states, length, self.backbone.model.dtype)
+            if was_there:
+                on_batch(len(examples))
+        return EncodedExamples(hidden_states, self.backbone.device, starts, counts, num_views)
 
-    def _states(self, batch: dict[str, torch.Tensor], on_batch: Callable[[int], None] | None) -> torch.Tensor:
-        self.model.base_model(**batch)
-        states, self.capture.states = self.capture.states, None
-        if on_batch is not None:
+    def _batch(self, tokens: dict[str, list], rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.backbone.pad({key: [values[row] for row in rows.tolist()] for key, values in tokens.items()})
+
+    def _states(
+        self, batches: Iterator[dict[str, torch.Tensor]], on_batch: Callable[[int], None]
+    ) -> Iterator[torch.Tensor]:
+        """The hidden states of each batch, of texts those of its tokens without the padding."""
+        for batch in batches:
+            self.model.base_model(**batch)
+            states, self.capture.states = self.capture.states, None
             on_batch(len(states))
-        return states
+            yield states if self.backbone.reads_images else states[batch["attention_mask"].bool()]
 
 
 class UpperLayers:

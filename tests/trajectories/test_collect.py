@@ -117,7 +117,7 @@ def test_the_canonical_gauge_changes_factors_and_no_update(setting) -> None:
 def test_views_are_drawn_and_only_the_plain_one_is_judged(setting) -> None:
     stacked, texts, plain, tasks = setting
     views = stacked.encode(augmented_views(texts, 3, seed=0), num_views=3)
-    assert len(views) == len(texts) and len(views.hidden_states) == 3 * len(texts)
+    assert len(views) == len(texts) and len(views.counts) == 3 * len(texts)
     torch.testing.assert_close(views[torch.arange(4)], plain[torch.arange(4)], rtol=1e-5, atol=1e-6)
     start = shifted_start(stacked.layout)
     # A learning rate of next to nothing: what is judged is the start, which must not depend on the views.

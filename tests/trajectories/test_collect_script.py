@@ -111,14 +111,15 @@ def test_a_run_that_is_killed_twice_continues_to_the_same_bytes(
     command: list, straight: tuple[Path, str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
-    process = start(*command, "--output_dir", folder)
+    cached = ["--cache_dir", tmp_path / "hidden"]  # the undisturbed run has them in memory
+    process = start(*command, "--output_dir", folder, *cached)
     wait_for(process, folder.exists)
     time.sleep(0.1)
     kill(process)  # the shared start is on its way
     assert visible(folder) == {}
     (folder / "shared_adapter.safetensors.part").write_bytes(b"half")
     (folder / ".shared_adapter.safetensors.part").write_bytes(b"half")
-    process = start(*command, "--output_dir", folder)
+    process = start(*command, "--output_dir", folder, *cached)
     wait_for(process, lambda: len(list(folder.glob("trajectories/data/*.parquet"))) >= 2)
     kill(process)
     before = times(folder)
@@ -126,9 +127,10 @@ def test_a_run_that_is_killed_twice_continues_to_the_same_bytes(
     (folder / "trajectories" / "data" / f".train-{NUM_TASKS - 2:06d}-{NUM_TASKS - 1:06d}.parquet.part").write_bytes(
         b""
     )
-    call(*command, "--output_dir", folder)
+    call(*command, "--output_dir", folder, *cached)
     assert len(shards(folder)) == NUM_TASKS / 2 and visible(folder) == visible(straight[0])
     assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing was computed twice
+    assert len(list((tmp_path / "hidden").glob("*.npy"))) == 1
 
 
 def test_two_processes_make_what_one_does_and_one_finishes_what_two_began(

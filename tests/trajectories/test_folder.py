@@ -143,7 +143,7 @@ def test_a_full_disk_leaves_whole_shards_only(layout: AdapterLayout, tmp_path: P
     failed = subprocess.run(command, capture_output=True, text=True, timeout=300)
     message = failed.stderr.splitlines()[-1]
     assert failed.returncode == 1 and "train-000002-000003.parquet: File too large" in message
-    assert "shards written so far are whole" in message and "run the same command again" in message
+    assert "written before is whole" in message and "run the same command again" in message
     assert files(tmp_path) == before
     filled(tmp_path / "all", layout, range(2, 4))
     check_rows(list(load_trajectories(str(tmp_path / "all"), layout)[0]), layout, range(4))

@@ -76,7 +76,7 @@ class TrajectorySettings:
 
 def part_size(examples: EncodedExamples, batch_size: int, num_tasks: int) -> int:
     """How many of a task's examples are passed at once in a stack of `num_tasks`."""
-    if examples.attention_mask is None:
+    if examples.counts is None:
         return batch_size
     return min(batch_size, max(math.ceil(batch_size / TEXT_PARTS), math.ceil(LEAST_ROWS / num_tasks)))
 

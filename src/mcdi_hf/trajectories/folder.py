@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import re
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +14,7 @@ from datasets import Array2D, Dataset, Features, List, Value
 from huggingface_hub import CommitInfo, HfApi
 
 from ..adapters.layout import AdapterLayout
+from ..files import write_file
 from .card import trajectory_card
 from .description import differences
 
@@ -297,23 +295,3 @@ def append_trajectories(into: Path, other: Path) -> None:
             table = pyarrow.parquet.ParquetFile(path).read()
             tasks = pyarrow.array([entry["first_task"] + number for number in numbers])
             target._append_table(table.set_column(0, table.schema.field("task"), tasks))
-
-
-def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file beside its place, under a name that no loader reads, and move it there when it is on the disk."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        message = (
-            f"Could not write {path}: {error.strerror}. The shards written so far are whole. Free space, or see to it "
-            "that the folder can be written, and run the same command again."
-        )
-        raise OSError(error.errno, message) from error

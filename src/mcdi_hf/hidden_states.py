@@ -1,0 +1,78 @@
+"""Hidden states in a file: computed once, and read by whoever needs the same ones."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from .files import write_file
+
+
+if TYPE_CHECKING:
+    from .backbones import FrozenBackbone
+
+
+def cache_name(backbone: "FrozenBackbone", place: str, inputs: Any, batch_size: int) -> str:
+    """The name of the file for some hidden states: another one for all that may change a bit of them.
+
+    Args:
+        backbone (`FrozenBackbone`): The backbone; its weights count, its name does not.
+        place (`str`): The layer whose input the hidden states are.
+        inputs (`dict[str, list]` or `list` of PIL images): The tokens of all texts, or the images.
+        batch_size (`int`): Examples a pass, on which the rounding depends.
+    """
+    digest = hashlib.sha256()
+    config = {key: value for key, value in backbone.model.config.to_dict().items() if key != "_name_or_path"}
+    settings = [config, str(backbone.model.dtype), backbone.device.type, place, batch_size, torch.__version__]
+    if backbone.reads_images:
+        settings.append(backbone.processor.to_dict())
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    if backbone.reads_images:
+        for image in inputs:
+            image = image.convert("RGB")
+            digest.update(f"{image.size}".encode() + image.tobytes())
+    else:
+        for key in sorted(inputs):
+            counts = [len(values) for values in inputs[key]]
+            digest.update(key.encode() + np.array(counts).tobytes() + np.concatenate(inputs[key]).tobytes())
+    return f"hidden-states-{backbone.fingerprint}-{digest.hexdigest()[:32]}.npy"
+
+
+def cached_states(
+    path: Path, states: Iterator[torch.Tensor], length: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, bool]:
+    """Memory-map the hidden states of a file, after writing it if it is not there.
+
+    Of several processes that ask for one file, one writes it while the others wait. It is there whole or not at all.
+
+    Args:
+        path (`Path`): The file.
+        states (`Iterator[torch.Tensor]`): What to write, part by part along the first axis; untouched if it is there.
+        length (`int`): The size of the first axis.
+        dtype (`torch.dtype`): Of the hidden states.
+
+    Returns:
+        The hidden states, on the CPU, and whether the file was there. Writing into them does not change the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if not (was_there := path.exists()):
+            write_file(path, lambda file: _write_states(file, states, length, dtype))
+    # bytes, because NumPy has no bfloat16
+    return torch.from_numpy(np.load(path, mmap_mode="c")).view(dtype), was_there
+
+
+def _write_states(file: BinaryIO, states: Iterator[torch.Tensor], length: int, dtype: torch.dtype) -> None:
+    for index, part in enumerate(states):
+        if part.dtype != dtype:
+            raise ValueError(f"The hidden states are of {part.dtype}, expected the backbone's {dtype}.")
+        values = part.cpu().contiguous().view(torch.uint8).numpy()
+        if index == 0:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (length, *values.shape[1:])}
+            np.lib.format.write_array_header_2_0(file, header)
+        file.write(values.data)
