@@ -39,6 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--families", type=Path, required=True, help="a JSON list, as examples/configs/benchmark.json")
     parser.add_argument("--data_root", type=Path, required=True, help="a folder that holds the data sets")
     parser.add_argument("--runs_root", type=Path, default=Path("runs"), help="where the families' trajectories lie")
+    parser.add_argument("--cache_dir", type=Path, help="keep what the frozen lower layers make here, not in memory")
     parser.add_argument("--only", nargs="+", help="the families wanted, by name; all of them by default")
     parser.add_argument("--output", type=Path, default=Path("runs/training.jsonl"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -86,7 +87,7 @@ class Family:
             sources = [replace(s, dataset_name=str(self.args.data_root / Path(s.dataset_name).name)) for s in own]
         table, spans = load_table(sources, names, self.values[domains])
         rows = [LabelledRows(table, "label", "group", spans[name], "domain") for name in names]
-        return Split(table, self.stacked, self.codec), rows
+        return Split(table, self.stacked, self.codec, self.args.cache_dir), rows
 
     def tasks(self, split: str, kind: str, seed: int, count: int) -> list[Task]:
         _, rows = getattr(self, split)
@@ -101,7 +102,7 @@ class Family:
         table, spans = training_table(self.description | {"sources": sources})
         rows = LabelledRows(table, "label", "group", spans["train"], "domain")
         sampler = EpisodeSampler(rows, tuple(self.description["tasks"]["ways"]), (1, 5), 5, seed=0)
-        return Split(table, self.stacked, self.codec), sampler
+        return Split(table, self.stacked, self.codec, self.args.cache_dir), sampler
 
 
 class Rivals:

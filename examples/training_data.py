@@ -1,6 +1,7 @@
 """What meta-training learns from and is judged on: trajectories, fresh tasks, and tasks of domains that are held out."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from data import inputs_of, installed_backbone, load_table, sources_of, training_table
@@ -15,8 +16,10 @@ from mcdi_hf.trajectories.dataset import final_adapters
 class Split:
     """A table of examples as the backbone sees it, below the adapted layers and through the mean adapter."""
 
-    def __init__(self, table: Dataset, stacked: StackedLora, codec: AdapterCodec) -> None:
-        self.examples = stacked.encode(inputs_of(table))
+    def __init__(
+        self, table: Dataset, stacked: StackedLora, codec: AdapterCodec, cache_dir: Path | None = None
+    ) -> None:
+        self.examples = stacked.encode(inputs_of(table), cache_dir=cache_dir)
         self.features = stacked.features_of_all(codec.mean_adapter(), self.examples)
 
 
@@ -50,7 +53,7 @@ class Data:
         check_disjoint(train=rows, validation=held_rows)
         self.codec.fit_matrices(final_adapters(trajectories, self.codec.layout))
         # The condition is what the head reads under the mean adapter, so that comes first.
-        self.train = Split(train, self.stacked, self.codec)
+        self.train = Split(train, self.stacked, self.codec, args.cache_dir)
         self.batches = TrajectoryBatches(
             trajectories,
             self.train.features,
@@ -62,7 +65,7 @@ class Data:
         self.batches.fit_head(np.random.default_rng(args.seed))
         ways = tuple(self.description["tasks"]["ways"])
         self.tasks = EpisodeSampler(rows, ways, tuple(args.shots), args.queries_per_class, args.seed + 3)
-        self.held_out = Split(held_out, self.stacked, self.codec)
+        self.held_out = Split(held_out, self.stacked, self.codec, args.cache_dir)
         self.validation = {
             kind: episodes(kind, held_rows, *query_rows, seed=args.seed + 2, count=args.num_validation_episodes)
             for kind in args.validation_tasks

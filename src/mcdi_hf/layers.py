@@ -132,7 +132,9 @@ class LowerLayers:
             batches = (examples[first : first + batch_size] for first in range(0, len(examples), batch_size))
             batches = map(self.backbone.inputs, batches)
         else:
-            inputs = self.backbone.tokens(examples)
+            # A text that is labelled by several attributes, or in several data sets, is one text here.
+            places = {example: place for place, example in enumerate(dict.fromkeys(examples))}
+            inputs = self.backbone.tokens(list(places))
             counts = torch.tensor([len(ids) for ids in inputs["input_ids"]])
             order, length = counts.argsort(stable=True), int(counts.sum())
             starts = torch.empty_like(counts)
@@ -146,6 +148,9 @@ class LowerLayers:
             hidden_states, was_there = cached_states(path, states, length, self.backbone.model.dtype)
             if was_there:
                 on_batch(len(examples))
+        if counts is not None:
+            used = torch.tensor([places[example] for example in examples])
+            starts, counts = starts[used], counts[used]
         return EncodedExamples(hidden_states, self.backbone.device, starts, counts, num_views)
 
     def _batch(self, tokens: dict[str, list], rows: torch.Tensor) -> dict[str, torch.Tensor]:
