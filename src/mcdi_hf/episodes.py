@@ -46,6 +46,11 @@ class Episodes:
             (torch.arange(int(ways.max())) < ways.unsqueeze(-1)).to(device),
         )
 
+    def accuracies(self, logits: torch.Tensor) -> list[float]:
+        """The share of each task's queries that logits `(tasks, queries, classes)` classify rightly."""
+        right = (logits.argmax(dim=-1) == self.query_labels).sum(dim=1)
+        return (right / (self.query_labels >= 0).sum(dim=1)).tolist()
+
 
 def rows_and_labels(examples: tuple[tuple[int, ...], ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Flatten rows by class to `(n,)` rows and `(n,)` labels."""

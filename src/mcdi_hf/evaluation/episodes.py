@@ -74,7 +74,7 @@ def generated_accuracies(
         inputs = examples[episodes.support.flatten()]
         tensors = pipe.complete(tokens, support, inputs, episodes.labels, episodes.class_mask)
         logits = pipe.stacked.logits(tensors, examples[episodes.query.flatten()], episodes.class_mask)
-        found += _accuracies(logits, episodes.query_labels)
+        found += episodes.accuracies(logits)
     return found
 
 
@@ -90,13 +90,7 @@ def imprinted_accuracies(features: torch.Tensor, scale: float, tasks: list[Task]
     episodes = Episodes.of(tasks, features.device)
     means = class_means(features[episodes.support], episodes.labels, episodes.class_mask.shape[1])
     head = imprint_head(means, scale, episodes.class_mask)
-    return _accuracies(head_logits(features[episodes.query], *head, episodes.class_mask), episodes.query_labels)
-
-
-def _accuracies(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
-    """The share of right answers: logits `(tasks, queries, classes)`, labels `(tasks, queries)` with -1 for padding."""
-    right = (logits.argmax(dim=-1) == labels).sum(dim=1)
-    return (right / (labels >= 0).sum(dim=1)).tolist()
+    return episodes.accuracies(head_logits(features[episodes.query], *head, episodes.class_mask))
 
 
 def support_features(features: torch.Tensor, task: Task) -> dict[str, torch.Tensor]:
