@@ -32,6 +32,7 @@ from mcdi_hf.pipelines.pipeline_mcdi import IMPRINT_FROM
 from mcdi_hf.training.objective import OBJECTIVES, ConditionalDenoiser, local_consistency_loss
 from mcdi_hf.training.reptile import reptile_step
 from mcdi_hf.training.task_loss import TaskLoss
+from mcdi_hf.trajectories.augmentation import draw_views
 
 
 LARGEST_NORM = 100  # times that of the true weights: nothing comes back from there
@@ -45,6 +46,9 @@ def arguments() -> argparse.Namespace:
     group.add_argument("--dataset_name", help="the one source data set, if it was moved since")
     group.add_argument("--cache_dir", type=Path, help="keep what the frozen lower layers make here, not in memory")
     group.add_argument("--shots", type=int, nargs=2, default=[1, 5], help="least and greatest number in a condition")
+    group.add_argument(
+        "--num_views", type=int, default=1, help="views of an example in fresh tasks, all but one augmented"
+    )
     group.add_argument("--condition_noise", type=float, default=1.5, help="noise on the condition, in its own spread")
     group = parser.add_argument_group("the generator")
     group.add_argument("--objective", choices=sorted(OBJECTIVES), default="mc")
@@ -252,10 +256,19 @@ class Run:
         """This process's share of the weighted task loss on tasks that no step before had."""
         args, step, count = self.args, self.progress.step, self.args.task_loss_tasks
         own = range(self.accelerator.process_index, count, self.accelerator.num_processes)
-        tasks = [self.data.tasks[step * count + number] for number in own]
-        seeds = [np.random.default_rng((args.seed, step, number, 1)).integers(2**62) for number in own]
+        examples, random = self.data.train.examples, np.random.default_rng
+        tasks = [
+            draw_views(
+                self.data.tasks[step * count + number],
+                len(examples),
+                examples.num_views,
+                random((args.seed, step, number, 3)),
+            )
+            for number in own
+        ]
+        seeds = [random((args.seed, step, number, 1)).integers(2**62) for number in own]
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        steps = int(np.random.default_rng((args.seed, step, 2)).integers(args.num_inference_steps))
+        steps = int(random((args.seed, step, 2)).integers(args.num_inference_steps))
         rise = min(1.0, (step + 1) / max(1, args.task_loss_warmup_steps))
         return args.task_loss_weight * rise * self.task_loss(model, tasks, steps, generators).sum() / count
 

@@ -4,12 +4,14 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import torch
 from data import inputs_of, installed_backbone, load_table, sources_of, training_table
 from datasets import Dataset
 
 from mcdi_hf import AdapterCodec, EpisodeSampler, FrozenBackbone, LabelledRows, StackedLora, Task, load_trajectories
 from mcdi_hf.tasks import check_disjoint
 from mcdi_hf.training.conditions import TrajectoryBatches
+from mcdi_hf.trajectories.augmentation import augmented_views
 from mcdi_hf.trajectories.dataset import final_adapters
 
 
@@ -17,10 +19,16 @@ class Split:
     """A table of examples as the backbone sees it, below the adapted layers and through the mean adapter."""
 
     def __init__(
-        self, table: Dataset, stacked: StackedLora, codec: AdapterCodec, cache_dir: Path | None = None
+        self,
+        table: Dataset,
+        stacked: StackedLora,
+        codec: AdapterCodec,
+        cache_dir: Path | None = None,
+        num_views: int = 1,
     ) -> None:
-        self.examples = stacked.encode(inputs_of(table), cache_dir=cache_dir)
-        self.features = stacked.features_of_all(codec.mean_adapter(), self.examples)
+        views = augmented_views(inputs_of(table), num_views)
+        self.examples = stacked.encode(views, num_views=num_views, cache_dir=cache_dir)
+        self.features = stacked.features_of_all(codec.mean_adapter(), self.examples, torch.arange(len(views)))
 
 
 class Data:
@@ -53,7 +61,7 @@ class Data:
         check_disjoint(train=rows, validation=held_rows)
         self.codec.fit_matrices(final_adapters(trajectories, self.codec.layout))
         # The condition is what the head reads under the mean adapter, so that comes first.
-        self.train = Split(train, self.stacked, self.codec, args.cache_dir)
+        self.train = Split(train, self.stacked, self.codec, args.cache_dir, args.num_views)
         self.batches = TrajectoryBatches(
             trajectories,
             self.train.features,

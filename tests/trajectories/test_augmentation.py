@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mcdi_hf import Task
 from mcdi_hf.trajectories import augmentation
-from mcdi_hf.trajectories.augmentation import augmented_views, random_affine, word_dropout
+from mcdi_hf.trajectories.augmentation import augmented_views, draw_views, random_affine, word_dropout
 
 
 def blob(mode: str = "L") -> Image.Image:
@@ -72,3 +73,13 @@ def test_views_depend_on_seed_view_and_row_alone() -> None:
     pair = augmented_views([(texts[0], texts[0])], 2)[1]
     assert isinstance(pair, tuple) and pair[0] != pair[1]
     assert isinstance(augmented_views([blob()], 2)[1], Image.Image)
+
+
+def test_a_task_of_views_has_the_same_examples() -> None:
+    task = Task(("a", "b"), ((0, 3), (5, 6)), ((1,), (9,)), "all")
+    moved = draw_views(task, 10, 4, np.random.default_rng(0))
+    for classes, rows in ((task.support, moved.support), (task.query, moved.query)):
+        assert [[row % 10 for row in own] for own in rows] == [list(own) for own in classes]
+    views = {row // 10 for own in (*moved.support, *moved.query) for row in own}
+    assert len(views) > 1 and views <= set(range(4))
+    assert draw_views(task, 10, 1, np.random.default_rng(0)) == task

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from ..tasks import Task
 
 
 MAX_DEGREES = 15.0
@@ -70,6 +73,27 @@ def augmented_views(examples: list[Any], num_views: int, seed: int = 0) -> list[
         for row, example in enumerate(examples):
             views.append(_augment(example, np.random.default_rng((seed, view, row))))
     return views
+
+
+def draw_views(task: Task, num_examples: int, num_views: int, random: np.random.Generator) -> Task:
+    """A task over any views of its examples, see [`augmented_views`].
+
+    Args:
+        task (`Task`): Its rows are those of the examples as they are.
+        num_examples (`int`): Examples of the data set.
+        num_views (`int`): Views of every example; with one of them the task stays what it is and nothing is drawn.
+        random (`np.random.Generator`): Draws a view for each row.
+    """
+    if num_views == 1:
+        return task
+
+    def draw(classes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+        return tuple(
+            tuple((np.array(rows) + num_examples * random.integers(num_views, size=len(rows))).tolist())
+            for rows in classes
+        )
+
+    return replace(task, support=draw(task.support), query=draw(task.query))
 
 
 def _augment(example: Any, random: np.random.Generator) -> Any:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
@@ -12,6 +13,7 @@ from ..adapters.stacked import StackedLora
 from ..episodes import rows_and_labels
 from ..layers import EncodedExamples
 from ..tasks import EpisodeSampler, Task
+from .augmentation import draw_views
 
 
 def initial_adapter(layout: AdapterLayout, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -118,7 +120,7 @@ def train_shared_adapter(
 
     Args:
         stacked (`StackedLora`): The adapted layers.
-        examples (`EncodedExamples`): The data set that the sampler's rows point into.
+        examples (`EncodedExamples`): The data set that the sampler's rows point into; of several views any is taken.
         sampler (`EpisodeSampler`): The training tasks.
         num_steps (`int`, *optional*, defaults to 300): Episodes, one a step.
         learning_rate (`float`, *optional*, defaults to 1e-3): Adam's, with a linear decay to zero.
@@ -138,8 +140,10 @@ def train_shared_adapter(
     log_scale = torch.tensor(math.log(scale), device=stacked.device, requires_grad=True)
     optimizer = torch.optim.Adam([*tensors.values(), log_scale], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
+    random = np.random.default_rng(seed)
     for step in range(num_steps):
-        logits, labels = episode_logits(stacked, tensors, log_scale.exp(), examples, sampler[step])
+        task = draw_views(sampler[step], len(examples), examples.num_views, random)
+        logits, labels = episode_logits(stacked, tensors, log_scale.exp(), examples, task)
         loss = torch.nn.functional.cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()
