@@ -66,24 +66,22 @@ def ended(collected: Collected, tmp_path_factory: pytest.TempPathFactory) -> tup
     command = [*fixed, "--families", families, "--only", "tiny", "--output"]
     unknown_bar = write_families(root / "unknown_bar.json", bars=["paper", "moon"])
     untuned = write_families(root / "untuned.json", validation_kinds=["2x1"])
-    found = run_each({"train": train, "first": [*command, root / "results.jsonl"]})
-    # What a run leaves behind that was interrupted after its first rows.
-    (root / "half").mkdir()
-    for path in root.glob("results.*"):
-        (root / "half" / path.name).write_bytes(path.read_bytes())
-    lines = (root / "results.jsonl").read_text().splitlines(keepends=True)
-    (root / "half" / "results.jsonl").write_text("".join(lines[:1]))
-    found |= run_each(
+    # What a run that was interrupted after its first rows leaves behind.
+    begun = write_families(root / "begun.json", kinds=["2x1"])
+    half = [*fixed, "--only", "tiny", "--output", root / "half" / "results.jsonl", "--families"]
+    return root, run_each(
         {
+            "train": train,
+            "first": [*command, root / "results.jsonl"],
             "second": [*command, root / "results.jsonl"],
-            "resumed": [*command, root / "half" / "results.jsonl"],
+            "half": [*half, begun, "--seeds", 0],
+            "resumed": [*half, families],
             "other_episodes": [*command, root / "results.jsonl", "--episodes", EPISODES + 1],
             "unknown_family": [*fixed, "--families", families, "--only", "huge", "--output", root / "no" / "file"],
             "unknown_bar": [*fixed, "--families", unknown_bar, "--output", root / "no" / "file"],
             "untuned": [*fixed, "--families", untuned, "--output", root / "no" / "file"],
         }
     )
-    return root, found
 
 
 def tables(printed: str) -> str:
@@ -116,7 +114,7 @@ def test_an_interrupted_run_goes_on_to_the_same_tables(ended: tuple[Path, dict])
     assert second[0] == 0 and second[1].strip() == tables(first[1]).strip()
     assert "tiny" not in second[2]  # no bar of progress: nothing was computed
     assert resumed[0] == 0 and tables(resumed[1]) == tables(first[1])
-    assert "shared adapter" in first[2] and "shared adapter" not in resumed[2]
+    assert "shared adapter, seed 0" in first[2] and "shared adapter, seed 0" not in resumed[2]
     files = sorted(path.name for path in (root / "half").iterdir())
     assert files == sorted(path.name for path in root.glob("results.*"))
     for name in files:
