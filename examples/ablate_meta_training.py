@@ -13,13 +13,14 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from data import inputs_of, load_table, sources_of, training_table, write_whole
 from tqdm.auto import tqdm
-from training_data import Split, episodes
+from training_data import episodes
 
 from mcdi_hf import (
     AdapterLayout,
@@ -51,7 +52,11 @@ PAPER = {"REPTILE": 95.39, "single level (OCD)": 95.04, "Mv-Di": 96.65, "Tw-Di":
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # an argument of train_mcdi.py may begin one of these
+    )
     parser.add_argument("--pretrained_model_name_or_path", required=True, help="the backbone")
     parser.add_argument("--trajectories", required=True)
     parser.add_argument("--dataset_name", required=True, help="where the trajectories' data set is")
@@ -62,6 +67,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--reptile_steps", type=int, default=100, help="outer steps of REPTILE on the adapter")
+    parser.add_argument("--reptile_shots", type=int, default=10, help="examples of a class in a task of REPTILE's")
     parser.add_argument("--output_dir", type=Path, required=True)
     return parser.parse_known_args()
 
@@ -82,19 +88,67 @@ def train(args: argparse.Namespace, passed: list[str], name: str, seed: int) -> 
     return folder / "pipeline"
 
 
+class Results:
+    """Accuracies by name and seed, written down as soon as they are known.
+
+    Args:
+        path (`Path`): What an earlier run of the same settings found is taken from here.
+        settings (`dict`): What the accuracies depend on, beside the seed.
+    """
+
+    def __init__(self, path: Path, settings: dict) -> None:
+        self.path, self.settings, self.found = path, settings, {}
+        if path.exists():
+            kept = json.loads(path.read_text())
+            there = kept["settings"]
+            changed = [
+                f"{key} is {there.get(key)!r} there, {settings.get(key)!r} here"
+                for key in sorted(there | settings)
+                if there.get(key) != settings.get(key)
+            ]
+            if changed:
+                raise ValueError(f"{path} was made with other settings: {'; '.join(changed)}. Take another folder.")
+            self.found = kept["accuracy"]
+
+    def measure(self, name: str, seed: int, make: Callable[[], float]) -> None:
+        own = self.found.setdefault(name, {})
+        if str(seed) not in own:
+            own[str(seed)] = make()
+            text = json.dumps({"settings": self.settings, "accuracy": self.found}, indent=1)
+            write_whole(self.path, lambda part: part.write_text(text))
+
+    def print(self, seeds: list[int]) -> None:
+        """The table, and the bar of the paper's order."""
+        means = {}
+        print(f"{'':<26}{'accuracy':>10}{'(standard deviation)':>22}{'paper, 5x1':>12}")
+        for name, own in self.found.items():
+            values = [100 * own[str(seed)] for seed in seeds]
+            means[name] = np.mean(values)
+            paper = f"{PAPER[name]:>12.2f}" if name in PAPER else ""
+            print(f"{name:<26}{means[name]:>10.2f}{f'({np.std(values):.2f})':>22}{paper}")
+        gap = min(means["Mc-Di"] - means["Mv-Di"], means["Mv-Di"] - means["Tw-Di"]) / 100
+        print(f"bar mc_over_mv_over_tw: {gap:.4f} (goal > 0) {'met' if gap > 0 else 'missed'}")
+
+
 class Test:
-    """The test tasks of every seed, and what one adapter for all makes of them."""
+    """The test tasks of every seed, and what a generator or one adapter for all makes of them."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.trajectories, self.description = load_trajectories(args.trajectories)
+        trained = self.description["train_domains"] or args.test_domains  # without a choice all of them
+        if shared := sorted(set(args.test_domains) & set(trained)):
+            raise ValueError(f"The trajectories were made on the test domains {shared}: take others.")
         base_model = self.description["base_model"]
         self.backbone = FrozenBackbone.from_pretrained(
             args.pretrained_model_name_or_path, base_model["pooling"], base_model["name_or_path"]
         )
+        self.layout = AdapterLayout.from_dict(self.description["layout"])
+        self.stacked = StackedLora(self.backbone, self.layout)
         sources = sources_of(self.description, args.dataset_name)
-        self.table, spans = load_table(sources, [args.test_split], args.test_domains)
-        self.rows = LabelledRows(self.table, "label", "group", spans[args.test_split], "domain")
+        table, spans = load_table(sources, [args.test_split], args.test_domains)
+        self.rows = LabelledRows(table, "label", "group", spans[args.test_split], "domain")
+        self.examples = self.stacked.encode(inputs_of(table))
 
     def tasks(self, seed: int) -> list[Task]:
         return episodes(self.args.kind, self.rows, seed=1000 + seed, count=self.args.episodes)
@@ -103,18 +157,27 @@ class Test:
         pipe = MCDiPipeline.from_pretrained(folder)
         pipe.set_progress_bar_config(disable=True)
         pipe.backbone = self.backbone
-        split = Split(self.table, pipe.stacked, pipe.codec)
-        generator = torch.Generator().manual_seed(seed)
         found = generated_accuracies(
             pipe,
-            split.examples,
-            split.features,
+            self.examples,
+            self.stacked.features_of_all(pipe.codec.mean_adapter(), self.examples),
             self.tasks(seed),
             strength=1.0,
             temperature=self.args.temperature,
-            generator=generator,
+            generator=torch.Generator().manual_seed(seed),
         )
         return float(np.mean(found))
+
+    def imprinted(self, tensors: dict[str, torch.Tensor], seed: int) -> float:
+        """Of one adapter for all, heads imprinted."""
+        features = self.stacked.features_of_all(tensors, self.examples)
+        scale = self.description["settings"]["imprint_scale"]
+        return float(np.mean(imprinted_accuracies(features, scale, self.tasks(seed))))
+
+    def shared_start(self) -> dict[str, torch.Tensor]:
+        """Where all the trajectories start."""
+        row = self.trajectories[0]
+        return split_weights(torch.from_numpy(row["weights"][:1]), len(row["classes"]), self.layout)
 
 
 class AdapterReptile:
@@ -123,13 +186,13 @@ class AdapterReptile:
     Heads are imprinted under the start, while it is learnt and for test tasks, whose few shots it is adapted on.
     """
 
-    def __init__(self, test: Test, seed: int, steps: int) -> None:
+    def __init__(self, test: Test, seed: int) -> None:
         self.test, self.seed = test, seed
-        self.layout = AdapterLayout.from_dict(test.description["layout"])
-        self.stacked = StackedLora(test.backbone, self.layout)
+        self.layout, self.stacked = test.layout, test.stacked
         table, spans = training_table(test.description, test.args.dataset_name)
         rows = LabelledRows(table, "label", "group", spans["train"], "domain")
-        tasks = EpisodeSampler(rows, tuple(test.description["tasks"]["ways"]), (10, 10), 1, seed)
+        steps, shots = test.args.reptile_steps, (test.args.reptile_shots, test.args.reptile_shots)
+        tasks = EpisodeSampler(rows, tuple(test.description["tasks"]["ways"]), shots, 1, seed)
         examples = self.stacked.encode(inputs_of(table))
         self.start = initial_adapter(self.layout, seed)
         self.scale = imprint_scale_for(self.stacked, self.start, examples)
@@ -158,56 +221,28 @@ class AdapterReptile:
 
     def accuracy(self) -> float:
         """On the test tasks, each adapted on its shots by ten steps."""
-        examples = self.stacked.encode(inputs_of(self.test.table))
         tasks, found = self.test.tasks(self.seed), []
         for first in range(0, len(tasks), 16):
-            found += [row["accuracy"] for row in self.trajectories(examples, tasks[first : first + 16], 10)]
+            rows = self.trajectories(self.test.examples, tasks[first : first + 16], 10)
+            found += [row["accuracy"] for row in rows]
         return float(np.mean(found))
-
-
-def free(test: Test, seed: int) -> dict[str, float]:
-    """What needs no generator: the plain backbone and the shared start of the trajectories, heads imprinted."""
-    layout = AdapterLayout.from_dict(test.description["layout"])
-    stacked = StackedLora(test.backbone, layout)
-    examples = stacked.encode(inputs_of(test.table))
-    row = next(iter(test.trajectories))
-    start = split_weights(torch.from_numpy(row["weights"][:1]), len(row["classes"]), layout)
-    scale = test.description["settings"]["imprint_scale"]
-    found = {}
-    for name, tensors in (("frozen, imprinted", initial_adapter(layout)), ("shared start, imprinted", start)):
-        found[name] = float(
-            np.mean(imprinted_accuracies(stacked.features_of_all(tensors, examples), scale, test.tasks(seed)))
-        )
-    return found
 
 
 def main() -> None:
     args, passed = arguments()
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    path = args.output_dir / "accuracy.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-
-    def keep(name: str, accuracy: float) -> None:
-        found.setdefault(name, []).append(accuracy)
-        write_whole(path, lambda part: part.write_text(json.dumps(found, indent=1)))
-
+    settings = {key: value for key, value in vars(args).items() if key not in ("seeds", "output_dir")}
+    results = Results(args.output_dir / "accuracy.json", settings | {"train_mcdi.py": passed})
     test = Test(args)
-    for position, seed in enumerate(args.seeds):
-        if len(found.get("frozen, imprinted", [])) <= position:
-            for name, accuracy in free(test, seed).items():
-                keep(name, accuracy)
-        if len(found.get("REPTILE", [])) <= position:
-            keep("REPTILE", AdapterReptile(test, seed, args.reptile_steps).accuracy())
-        for name in SETTINGS:
-            if len(found.get(name, [])) <= position:
-                keep(name, test.generated(train(args, passed, name, seed), seed))
-    print(f"{args.kind}, {args.episodes} test tasks for each of the seeds {args.seeds}: accuracy (standard deviation)")
-    for name, values in found.items():
-        paper = f"{PAPER[name]:>10.2f}" if name in PAPER else ""
-        print(f"{name:<26}{100 * np.mean(values):>8.2f} ({100 * np.std(values):.2f}){paper}")
-    order = [np.mean(found[name]) for name in ("Mc-Di", "Mv-Di", "Tw-Di")]
-    gap = min(order[0] - order[1], order[1] - order[2])
-    print(f"bar mc_over_mv_over_tw: {gap:.4f} (goal > 0) {'met' if gap > 0 else 'missed'}")
+    for seed in args.seeds:
+        frozen, start = initial_adapter(test.layout), test.shared_start()
+        results.measure("frozen, imprinted", seed, lambda: test.imprinted(frozen, seed))
+        results.measure("shared start, imprinted", seed, lambda: test.imprinted(start, seed))
+        for name in SETTINGS:  # before REPTILE, so that an argument which train_mcdi.py refuses is refused soon
+            results.measure(name, seed, lambda: test.generated(train(args, passed, name, seed), seed))
+        results.measure("REPTILE", seed, lambda: AdapterReptile(test, seed).accuracy())
+    print(f"{args.kind}, {args.episodes} test tasks for each of the seeds {args.seeds}")
+    results.print(args.seeds)
 
 
 if __name__ == "__main__":

