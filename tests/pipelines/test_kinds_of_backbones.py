@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 from tiny import tiny_image_pipeline, tiny_language_pipeline, tiny_lora_config, tiny_pipeline
@@ -79,7 +79,9 @@ def test_words_are_the_head_of_a_language_model(llama: MCDiPipeline) -> None:
     assert weights[0].equal(head[ids(list(TEXTS))]) and weights[1, :2].equal(head[ids(["q", "p"])])
     assert not weights[1, 2].any() and not biases.any()
     features = torch.cat(list(llama.embed(TEXTS).values()))
-    expected = logits_in_peft(llama.baseline(TEXTS), llama.backbone, [text for group in TEXTS.values() for text in group])
+    expected = logits_in_peft(
+        llama.baseline(TEXTS), llama.backbone, [text for group in TEXTS.values() for text in group]
+    )
     assert_close(features @ weights[0].T, expected)
 
 
@@ -129,7 +131,9 @@ def logits_in_peft(adapter, backbone: FrozenBackbone, examples: list) -> torch.T
         with torch.no_grad():
             logits = model(**backbone.inputs([example])).logits[0]
         if backbone.is_causal_lm:
-            words = [backbone.processor(f" {label}", add_special_tokens=False).input_ids[0] for label in adapter.labels]
+            words = [
+                backbone.processor(f" {label}", add_special_tokens=False).input_ids[0] for label in adapter.labels
+            ]
             logits = logits[-1, words]
         rows.append(logits)
     return torch.stack(rows)
