@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -237,5 +236,4 @@ class Collection:
 
     def data_bytes(self) -> int:
         """The size of the data set on disk."""
-        width = sum(math.prod(shape) for shape in self.codec.layout.shapes(self.args.ways[1]).values())
-        return 4 * width * (self.args.num_targets + 1) * self.args.num_tasks
+        return 4 * self.codec.layout.width(self.args.ways[1]) * (self.args.num_targets + 1) * self.args.num_tasks

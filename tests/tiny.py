@@ -107,6 +107,17 @@ def tiny_language_model() -> FrozenBackbone:
     return FrozenBackbone(LlamaForCausalLM(config), processor, "tiny/llama", "last_token")
 
 
+@functools.cache
+def saved_folder(kind: str) -> str:
+    """A folder with the tiny Llama (`"llama"`) or ViT (`"vit"`) and its processor, as the Auto classes read them."""
+    folder = tempfile.mkdtemp(prefix=f"tiny_{kind}_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    backbone = tiny_language_model() if kind == "llama" else tiny_image_backbone()
+    backbone.model.save_pretrained(folder)
+    backbone.processor.save_pretrained(folder)
+    return folder
+
+
 def tiny_lora_config(**overrides) -> LoraConfig:
     settings = {
         "task_type": "SEQ_CLS",
@@ -119,9 +130,22 @@ def tiny_lora_config(**overrides) -> LoraConfig:
 
 
 def tiny_pipeline(pooling: str = "mean") -> tuple[MCDiPipeline, FrozenBackbone]:
+    return pipeline_for(tiny_backbone(pooling), tiny_lora_config())
+
+
+def tiny_language_pipeline() -> tuple[MCDiPipeline, FrozenBackbone]:
+    backbone = FrozenBackbone.from_pretrained(saved_folder("llama"), pooling="last_token")
+    return pipeline_for(backbone, tiny_lora_config(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]))
+
+
+def tiny_image_pipeline() -> tuple[MCDiPipeline, FrozenBackbone]:
+    config = tiny_lora_config(task_type=None, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
+    return pipeline_for(FrozenBackbone.from_pretrained(saved_folder("vit"), pooling="default"), config)
+
+
+def pipeline_for(backbone: FrozenBackbone, lora_config: LoraConfig) -> tuple[MCDiPipeline, FrozenBackbone]:
     """A pipeline whose random weights are all unlike zero, so that everything that could matter does."""
-    backbone = tiny_backbone(pooling)
-    codec = AdapterCodec.from_backbone(backbone, tiny_lora_config(), token_dim=20)
+    codec = AdapterCodec.from_backbone(backbone, lora_config, token_dim=20)
     generator = torch.Generator().manual_seed(1)
     codec.mean.normal_(std=0.3, generator=generator).mul_(codec.filled)
     codec.std.fill_(0.3)

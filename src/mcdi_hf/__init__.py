@@ -12,7 +12,8 @@ from .backbones import FrozenBackbone
 from .models.denoiser import MCDiDenoiser
 from .models.mean_pooled import MeanPooledConfig, MeanPooledForSequenceClassification
 from .models.task_encoder import TaskEncoder
-from .pipelines.pipeline_mcdi import MCDiPipeline, MCDiPipelineOutput
+from .pipelines.pipeline_mcdi import MCDiPipeline
+from .pipelines.pipeline_output import MCDiPipelineOutput
 from .schedulers.scheduling_local_consistency import LocalConsistencyScheduler
 from .tasks import EpisodeSampler, LabelledRows, Task, rotate_classes
 from .trajectories.collect import TrajectorySettings, collect_trajectories

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -189,6 +190,10 @@ class FrozenBackbone:
         Returns:
             The weight `(classes, feature_dim)` and a bias of zeros `(classes,)`.
         """
+        if not self.is_causal_lm:
+            raise ValueError(
+                f"{self.name_or_path!r} is no language model, so it has no words to classify by: its adapters need a head."
+            )
         words = [self.processor(f" {name}", add_special_tokens=False)["input_ids"][0] for name in classes]
         if len(set(words)) < len(words):
             alike = [name for name, word in zip(classes, words) if words.count(word) > 1]
@@ -198,6 +203,18 @@ class FrozenBackbone:
             )
         weight = getattr(self.model, self.head_name).weight[words].float()
         return weight, weight.new_zeros(len(words))
+
+    def word_heads(self, classes: list[tuple[str, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The heads of words of several tasks, see [`FrozenBackbone.word_head`].
+
+        Args:
+            classes (`list[tuple[str, ...]]` of length `N`): The class names of every task.
+
+        Returns:
+            The weights `(N, classes, feature_dim)` and the biases `(N, classes)`, zero for padding.
+        """
+        weights, biases = zip(*map(self.word_head, classes))
+        return pad_sequence(weights, batch_first=True), pad_sequence(biases, batch_first=True)
 
     def lower(self, module_names: list[str]) -> LowerLayers:
         """The layers below the first of the named modules; they never see an adapter, so they run once an example."""

@@ -74,6 +74,13 @@ def test_an_adapter_without_a_head_has_lora_matrices_alone() -> None:
         layout.check(tensors | {"base_model.model.classifier.weight": torch.zeros(2, 5, 16)})
 
 
+def test_width_is_that_of_flat_weights() -> None:
+    for settings in ({}, {"task_type": None}):
+        layout = AdapterLayout.from_model(tiny_backbone().model, tiny_lora_config(**settings))
+        tensors = random_adapters(layout, 1, ways=5)
+        assert layout.width(5) == sum(value.numel() for value in tensors.values())
+
+
 def test_token_dim_must_hold_a_class() -> None:
     with pytest.raises(ValueError, match="at least 17"):
         AdapterLayout.from_model(tiny_backbone().model, tiny_lora_config(), token_dim=16)
@@ -97,6 +104,41 @@ def test_zero_tokens_are_exactly_what_is_free() -> None:
     assert all(tensors[key].equal(free) for key, free in zip(codec.layout.head_keys, head))
     mean = codec.mean_adapter(2)
     assert mean.keys() == codec.layout.lora_shapes.keys() and all(tensors[key].equal(mean[key]) for key in mean)
+
+
+@pytest.mark.parametrize("token_dim", [8, 20])
+def test_without_a_head_there_are_lora_tokens_alone(token_dim: int) -> None:
+    codec = tiny_codec(token_dim, task_type=None)
+    tensors = random_adapters(codec.layout, 5)
+    tokens = codec.encode(tensors)
+    assert tokens.shape == (5, codec.num_lora_tokens, token_dim) and codec.num_tokens(3) == codec.num_lora_tokens
+    mask = codec.token_mask(torch.ones(5, 4, dtype=torch.bool))
+    assert mask.shape == tokens.shape and mask.sum() == sum(value.numel() for value in tensors.values())
+    assert (tokens[~mask] == 0).all()
+    torch.testing.assert_close(codec.decode(tokens), tensors, rtol=1e-5, atol=1e-6)
+    zero = codec.decode(torch.zeros_like(tokens))
+    mean = codec.mean_adapter(5)
+    assert zero.keys() == mean.keys() and all(zero[key].equal(mean[key]) for key in mean)
+    codec.fit_matrices([{key: value[index : index + 1] for key, value in tensors.items()} for index in range(5)])
+    codec.fit_head([tensors], [])
+    tokens = codec.encode(tensors)
+    torch.testing.assert_close(tokens.mean(dim=0), torch.zeros_like(tokens[0]), rtol=0, atol=1e-5)
+    assert tokens[mask].square().mean().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_head_is_given_where_there_is_one_and_nowhere_else() -> None:
+    headed, headless = tiny_codec(), tiny_codec(task_type=None)
+    for codec, head, message in (
+        (headed, None, "have the head 'classifier'"),
+        (headless, random_head(2, 3), "no head"),
+    ):
+        tokens = torch.zeros(2, codec.num_tokens(3), 20)
+        with pytest.raises(ValueError, match=message):
+            codec.encode(random_adapters(codec.layout, 2), head)
+        with pytest.raises(ValueError, match=message):
+            codec.decode(tokens, head)
+    with pytest.raises(ValueError, match=f"expected {headless.num_lora_tokens}, of which 0"):
+        headless.decode(torch.zeros(2, headless.num_lora_tokens + 3, 20))
 
 
 def test_permuting_the_classes_permutes_the_head_tokens_and_nothing_else() -> None:

@@ -130,6 +130,42 @@ def test_saved_and_loaded(denoiser: MCDiDenoiser, tmp_path: Path) -> None:
     assert loaded(**make_inputs()).sample.equal(denoiser(**make_inputs()).sample)
 
 
+def headless_denoiser() -> MCDiDenoiser:
+    torch.manual_seed(0)
+    denoiser = MCDiDenoiser(TOKENS, TOKEN_DIM, 0, cond_dim=COND_DIM, dim=16, num_layers=2, num_heads=2).eval()
+    assert denoiser(**headless_inputs()).sample.eq(0).all()
+    randomise(denoiser)
+    return denoiser
+
+
+def headless_inputs() -> dict[str, torch.Tensor]:
+    inputs = make_inputs()
+    return {**inputs, "sample": inputs["sample"][:, :LORA]}
+
+
+@torch.no_grad()
+def test_without_a_head_the_classes_are_seen_and_not_answered(tmp_path: Path) -> None:
+    denoiser, inputs = headless_denoiser(), headless_inputs()
+    plain = denoiser(**inputs).sample
+    assert plain.shape == inputs["sample"].shape
+    permuted = denoiser(**{**inputs, "class_tokens": inputs["class_tokens"][:, [2, 0, 3, 1]]}).sample
+    torch.testing.assert_close(permuted, plain, rtol=1e-5, atol=1e-5)
+    other = denoiser(**{**inputs, "class_tokens": inputs["class_tokens"] + randn(2, 4, COND_DIM, seed=7)}).sample
+    assert (other - plain).abs().amax(dim=-1).min() > 1e-3
+    padded = torch.cat([inputs["class_tokens"], randn(2, 2, COND_DIM, seed=5)], dim=1)
+    mask = torch.arange(6).expand(2, -1) < 4
+    masked = denoiser(**{**inputs, "class_tokens": padded, "class_mask": mask}).sample
+    torch.testing.assert_close(masked, plain, rtol=1e-5, atol=1e-5)
+    denoiser.save_pretrained(tmp_path)
+    assert MCDiDenoiser.from_pretrained(tmp_path)(**inputs).sample.equal(plain)
+
+
+def test_without_a_head_every_parameter_has_a_gradient() -> None:
+    denoiser = headless_denoiser()
+    denoiser(**headless_inputs()).sample.square().mean().backward()
+    assert [name for name, p in denoiser.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
 def test_gradient_checkpointing_changes_no_gradient(denoiser: MCDiDenoiser) -> None:
     def loss_and_gradients() -> tuple[torch.Tensor, list[torch.Tensor]]:
         loss = denoiser(**make_inputs()).sample.square().mean()

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_backbone, tiny_lora_config
+from tiny import tiny_backbone, tiny_language_model, tiny_lora_config
 
 from mcdi_hf import AdapterCodec
 from mcdi_hf.training.conditions import TrajectoryBatches
@@ -34,7 +34,7 @@ def make_batches(codec: AdapterCodec, shots: tuple[int, int] = SHOTS, condition_
     rows = []
     for task, ways in enumerate(WAYS):
         support = [[order.pop() for _ in range(PER_CLASS)] for _ in range(ways)]
-        width = layout.numel + ways * (layout.feature_dim + 1)
+        width = layout.width(ways)
         weights = random.standard_normal((1 + TARGETS, width), dtype=np.float32)
         names = [f"class {task} {label}" for label in range(ways)]
         row = {"task": task, "group": "all", "classes": names, "support": support, "steps": [0, 1, 2, 3]}
@@ -98,7 +98,7 @@ def test_targets_are_residuals_to_each_rows_own_imprinted_head(
 
 def test_the_same_random_numbers_draw_the_same_batch(batches: TrajectoryBatches) -> None:
     first, again, other = (vars(batches.draw(0, np.random.default_rng(seed))) for seed in (4, 4, 5))
-    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert first.pop("has_head") and all(torch.equal(first[name], again[name]) for name in first)
     assert first["features"].shape != other["features"].shape or not torch.equal(first["features"], other["features"])
 
 
@@ -123,6 +123,26 @@ def test_the_scales_of_the_head_make_its_residual_one_in_the_mean_square(codec: 
     width = codec.layout.feature_dim
     assert rows[:, :width].square().mean().item() == pytest.approx(1, rel=1e-4)
     assert rows[:, width].square().mean().item() == pytest.approx(1, rel=1e-4)
+
+
+def test_without_a_head_every_row_has_the_same_targets() -> None:
+    backbone = tiny_language_model()
+    config = tiny_lora_config(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"])
+    codec = AdapterCodec.from_backbone(backbone, config, token_dim=20)
+    batches = make_batches(codec)
+    before = codec.head_std.clone()
+    batches.fit_head(np.random.default_rng(0))
+    assert codec.head_std.equal(before)
+    for index, ways in enumerate(WAYS):
+        batch = batches.draw(index, np.random.default_rng(2))
+        assert not batch.has_head and batch.class_mask.shape == (ROWS, ways)
+        assert batch.targets.shape == (ROWS, TARGETS, codec.num_lora_tokens, 20)
+        assert batch.token_mask.shape == (ROWS, codec.num_lora_tokens, 20)
+        weights = torch.from_numpy(np.asarray(batches.trajectories[index]["weights"][1:]))
+        for targets in batch.targets:
+            found = codec.decode(targets)
+            expected = split_weights(weights, ways, codec.layout)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_more_shots_than_examples_are_refused(codec: AdapterCodec) -> None:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny import tiny_backbone, tiny_lora_config
+from tiny import tiny_backbone, tiny_language_model, tiny_lora_config
 
 from mcdi_hf import AdapterCodec, LocalConsistencyScheduler, MCDiDenoiser, TaskEncoder
 from mcdi_hf.training.objective import OBJECTIVES, ConditionalDenoiser, TrainingBatch, local_consistency_loss
@@ -15,8 +15,18 @@ def codec() -> AdapterCodec:
     return AdapterCodec.from_backbone(backbone, tiny_lora_config(), token_dim=backbone.feature_dim + 4)
 
 
+@pytest.fixture(scope="module")
+def headless() -> AdapterCodec:
+    backbone, settings = tiny_language_model(), {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
+    return AdapterCodec.from_backbone(backbone, tiny_lora_config(**settings), token_dim=20)
+
+
 @pytest.fixture
 def model(codec: AdapterCodec) -> ConditionalDenoiser:
+    return make_model(codec)
+
+
+def make_model(codec: AdapterCodec) -> ConditionalDenoiser:
     """A real network; the zeros that it starts from would hide most of it."""
     torch.manual_seed(0)
     feature_dim = codec.layout.feature_dim
@@ -32,11 +42,12 @@ def make_batch(codec: AdapterCodec, rows: int = 48, ways: tuple[int, ...] = (WAY
     counts = torch.tensor(ways).repeat(rows)[:rows]
     class_mask = torch.arange(max(ways)) < counts[:, None]
     labels = torch.arange(max(ways)).repeat(rows, 2)
-    tokens = codec.num_lora_tokens + max(ways)
+    tokens = codec.num_tokens(max(ways))
     token_mask = codec.token_mask(class_mask)
     targets = torch.randn(rows, TARGETS, tokens, codec.layout.token_dim, generator=generator) * token_mask[:, None]
     features = torch.randn(rows, labels.shape[1], codec.layout.feature_dim, generator=generator)
-    return TrainingBatch(targets, token_mask, features, labels.where(labels < counts[:, None], -1), class_mask)
+    labels = labels.where(labels < counts[:, None], -1)
+    return TrainingBatch(targets, token_mask, features, labels, class_mask, bool(codec.layout.head_keys))
 
 
 def make_scheduler(objective: str, **options) -> LocalConsistencyScheduler:
@@ -133,3 +144,20 @@ def test_a_wrong_number_of_segments_is_refused(codec: AdapterCodec, model: Condi
 def test_gradients_reach_every_parameter(codec: AdapterCodec, model: ConditionalDenoiser) -> None:
     loss_of(model, make_scheduler("mc"), make_batch(codec, ways=(2, WAYS))).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_without_a_head_the_matrices_are_all_there_is(headless: AdapterCodec) -> None:
+    batch = make_batch(headless, ways=(2, WAYS))
+    assert batch.targets.shape[2] == headless.num_lora_tokens
+    scheduler = make_scheduler("mv", prediction_type="sample", loss_weighting="unit")
+    assert loss_of(Answer(batch.targets[:, -1] + 2), scheduler, batch).item() == pytest.approx(4, rel=1e-5)
+    assert batch.to(torch.device("cpu")).has_head is False
+
+
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_without_a_head_gradients_reach_every_parameter_too(headless: AdapterCodec, objective: str) -> None:
+    model = make_model(headless)
+    loss_of(model, make_scheduler(objective), make_batch(headless, ways=(2, WAYS))).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert [name for name, p in model.named_parameters() if not p.grad.any()] == []
+    assert any(name.startswith("task_encoder.example") for name, _ in model.named_parameters())

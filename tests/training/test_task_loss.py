@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import in_peft, tiny_backbone, tiny_dataset, tiny_lora_config
+from tiny import in_peft, tiny_backbone, tiny_dataset, tiny_language_pipeline, tiny_lora_config
 
 from mcdi_hf import (
     AdapterCodec,
@@ -138,3 +138,36 @@ def test_training_on_it_lowers_it(setting: Setting) -> None:
         found[-1].backward()
         optimizer.step()
     assert sum(found[-5:]) / 5 < 0.8 * found[0]
+
+
+def test_a_language_model_is_judged_by_its_words() -> None:
+    pipe, backbone = tiny_language_pipeline()
+    texts = ["a b", "c a", "b c", "x y", "z y", "a x", "y b", "z c"]
+    tasks = [
+        Task(("p", "q"), ((0,), (1, 2)), ((3, 4), (5, 6, 7)), "all"),
+        Task(("q", "r", "s"), ((0,), (3,), (5,)), ((1, 2), (4,), (6, 7)), "all"),
+    ]
+    examples = pipe.stacked.encode(texts)
+    features = pipe.stacked.features_of_all(pipe.codec.mean_adapter(), examples)
+    pipe.scheduler.set_timesteps(STEPS)
+    loss = TaskLoss(pipe.stacked, pipe.codec, pipe.scheduler, examples, features, "mean")
+    model = ConditionalDenoiser(pipe.task_encoder, pipe.denoiser)
+    losses = loss(model, tasks, STEPS - 1, generators(tasks))
+    losses.mean().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for part in ("task_encoder.example", "denoiser.class_in", "denoiser.matrix_out"):
+        assert any(name.startswith(part) and value.abs().max() > 0 for name, value in gradients.items()), part
+    torch.nn.init.zeros_(pipe.denoiser.norm_out.weight)
+    torch.nn.init.zeros_(pipe.denoiser.norm_out.bias)
+    for layer in pipe.denoiser.matrix_out:
+        torch.nn.init.zeros_(layer.bias)
+    pipe.scheduler.register_to_config(prediction_type="sample")  # the network now says zero: the mean adapter
+    losses = loss(model, tasks, 0, generators(tasks))
+    for task, found in zip(tasks, losses.tolist(), strict=True):
+        support = {name: [texts[row] for row in rows] for name, rows in zip(task.classes, task.support)}
+        mean = pipe.baseline(support).load_into(backbone.classifier(num_labels=2))
+        words = backbone.processor.convert_tokens_to_ids(list(task.classes))
+        rows, labels = rows_and_labels(task.query)
+        with torch.no_grad():
+            logits = [mean(**backbone.inputs([texts[row]])).logits[0, -1, words] for row in rows.tolist()]
+        assert found == pytest.approx(torch.nn.functional.cross_entropy(torch.stack(logits), labels).item(), rel=1e-4)

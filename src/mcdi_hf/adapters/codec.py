@@ -13,7 +13,8 @@ class AdapterCodec(ModelMixin, ConfigMixin):
     """Writes an adapter as tokens of unit variance, residual to what is free, and reads it back.
 
     What is free is the mean adapter of the training tasks and a head imprinted from the support set; tokens of zero
-    stand for exactly these. The layout is in the config, the statistics are buffers that stay float32 on load.
+    stand for exactly these. Adapters of a layout without a head are LoRA tokens alone. The layout is in the config, the
+    statistics are buffers that stay float32 on load.
 
     Args:
         layout (`dict`):
@@ -68,6 +69,10 @@ class AdapterCodec(ModelMixin, ConfigMixin):
     def num_lora_tokens(self) -> int:
         return len(self.mean)
 
+    def num_tokens(self, ways: int) -> int:
+        """How many tokens an adapter for `ways` classes has."""
+        return self.num_lora_tokens + (ways if self.layout.head_keys else 0)
+
     def check_backbone(self, backbone: FrozenBackbone) -> None:
         """Refuse a backbone other than the one that the adapters are for, naming both."""
         wanted, found = self.config.base_model, backbone.fingerprint
@@ -84,7 +89,8 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         Finer scales would blow up coordinates that hardly move.
 
         Args:
-            adapters (`list[dict[str, torch.Tensor]]`): Key -> `(n, *shape)`, with the heads, of any number of classes.
+            adapters (`list[dict[str, torch.Tensor]]`): Key -> `(n, *shape)`, with the heads, if the layout has one,
+                of any number of classes.
         """
         for tensors in adapters:
             self.layout.check(tensors)
@@ -99,7 +105,7 @@ class AdapterCodec(ModelMixin, ConfigMixin):
     def fit_head(
         self, adapters: list[dict[str, torch.Tensor]], heads: list[tuple[torch.Tensor, torch.Tensor]]
     ) -> None:
-        """Take the scales of the head's residual, one for the weight and one for the bias.
+        """Take the scales of the head's residual, one for the weight and one for the bias. Without a head there is none.
 
         Args:
             adapters (`list[dict[str, torch.Tensor]]`): As in [`AdapterCodec.fit_matrices`].
@@ -109,20 +115,25 @@ class AdapterCodec(ModelMixin, ConfigMixin):
             residuals = torch.cat([(tensors[key] - head[place]).flatten() for tensors, head in zip(adapters, heads)])
             self.head_std[place] = residuals.square().mean().sqrt().clamp(min=1e-8)
 
-    def encode(self, tensors: dict[str, torch.Tensor], head: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def encode(
+        self, tensors: dict[str, torch.Tensor], head: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> torch.Tensor:
         """Write adapters as tokens.
 
         Args:
             tensors (`dict[str, torch.Tensor]`):
                 Key on disk -> `(adapters, *shape)`; the head with any number of classes.
-            head (`tuple` of `(adapters, classes, feature_dim)` and `(adapters, classes)`):
-                The imprinted head that the residual is taken to.
+            head (`tuple` of `(adapters, classes, feature_dim)` and `(adapters, classes)`, *optional*):
+                The imprinted head that the residual is taken to; `None` for a layout without a head.
 
         Returns:
-            `torch.Tensor` of shape `(adapters, num_lora_tokens + classes, token_dim)`.
+            `torch.Tensor` of shape `(adapters, num_tokens(classes), token_dim)`.
         """
         self.layout.check(tensors)
+        self._check_head(head)
         lora = (self._cut(tensors) - self.mean) / self.std
+        if head is None:
+            return lora
         weight, bias = (
             (tensors[key] - free) / std for key, free, std in zip(self.layout.head_keys, head, self.head_std)
         )
@@ -130,16 +141,27 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         rows = torch.nn.functional.pad(rows, (0, self.layout.token_dim - rows.shape[-1]))
         return torch.cat([lora, rows], dim=1)
 
-    def decode(self, tokens: torch.Tensor, head: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def decode(
+        self, tokens: torch.Tensor, head: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Read adapters from tokens: the inverse of [`AdapterCodec.encode`], in the dtype of the statistics.
 
         Args:
-            tokens (`torch.Tensor` of shape `(adapters, num_lora_tokens + classes, token_dim)`): The tokens.
+            tokens (`torch.Tensor` of shape `(adapters, num_tokens(classes), token_dim)`): The tokens.
             head: As in [`AdapterCodec.encode`].
         """
+        self._check_head(head)
+        classes = 0 if head is None else head[0].shape[1]
+        if tokens.shape[1] != self.num_tokens(classes):
+            raise ValueError(
+                f"There are {tokens.shape[1]} tokens an adapter: expected {self.num_tokens(classes)}, of which {classes} "
+                "are of a head."
+            )
         tokens = tokens.to(self.mean.dtype)
-        lora, rows = tokens.split([self.num_lora_tokens, tokens.shape[1] - self.num_lora_tokens], dim=1)
+        lora, rows = tokens.split([self.num_lora_tokens, classes], dim=1)
         tensors = self.decode_matrices(lora)
+        if head is None:
+            return tensors
         feature_dim = self.layout.feature_dim
         residuals = rows[..., :feature_dim], rows[..., feature_dim]
         for key, residual, free, std in zip(self.layout.head_keys, residuals, head, self.head_std):
@@ -161,11 +183,21 @@ class AdapterCodec(ModelMixin, ConfigMixin):
             class_mask (`torch.Tensor` of shape `(adapters, classes)`): False marks padding.
 
         Returns:
-            `bool` tensor of shape `(adapters, num_lora_tokens + classes, token_dim)`.
+            `bool` tensor of shape `(adapters, num_tokens(classes), token_dim)`.
         """
-        row = torch.arange(self.layout.token_dim, device=class_mask.device) <= self.layout.feature_dim
         lora = self.filled.expand(len(class_mask), -1, -1)
+        if not self.layout.head_keys:
+            return lora
+        row = torch.arange(self.layout.token_dim, device=class_mask.device) <= self.layout.feature_dim
         return torch.cat([lora, class_mask.unsqueeze(-1) & row], dim=1)
+
+    def _check_head(self, head: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+        if (head is None) == bool(self.layout.head_keys):
+            raise ValueError(
+                f"The adapters have the head {self.layout.head_name!r}: expected the free one that its residual is of."
+                if head is None
+                else "The adapters have no head, but a free one was given: expected None."
+            )
 
     def _cut(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         pieces = []

@@ -13,6 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from ..backbones import ANSWER_PROMPT
+
 
 CARD = """
 # {title}
@@ -50,12 +52,37 @@ from transformers import AutoModelForSequenceClassification
 
 base = AutoModelForSequenceClassification.from_pretrained("{base}", num_labels={count}, id2label={id2label})
 model = PeftModel.from_pretrained(base, "{place}")""",
+    "images": """from peft import PeftModel
+from transformers import AutoModelForImageClassification
+
+base = AutoModelForImageClassification.from_pretrained(
+    "{base}", num_labels={count}, id2label={id2label}, ignore_mismatched_sizes=True
+)
+model = PeftModel.from_pretrained(base, "{place}")""",
+    "last_token": """import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{base}")
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{place}")
+labels = {labels}
+words = [tokenizer(f" {{label}}", add_special_tokens=False)["input_ids"][0] for label in labels]
+prompt = tokenizer({prompt!r}, add_special_tokens=False)["input_ids"]
+
+
+def classify(text):
+    # the label whose first token the model would say next
+    with torch.no_grad():
+        logits = model(torch.tensor([tokenizer(text)["input_ids"] + prompt])).logits[0, -1]
+    return labels[logits[words].argmax().item()]""",
 }
+# What the card says of the task: for the Hub, and for those who search it.
+TASKS = {"images": ("image-classification",) * 2, "last_token": ("text-generation", "text-classification")}
 
 
 @dataclass
 class GeneratedAdapter:
-    """One LoRA adapter with a classification head.
+    """One LoRA adapter with a classification head, or for a causal language model without: words are its head.
 
     Attributes:
         tensors (`dict[str, torch.Tensor]`): Key as in PEFT's files -> tensor.
@@ -80,6 +107,13 @@ class GeneratedAdapter:
         return config
 
     @property
+    def kind(self) -> str:
+        """What the adapter is used by: the backbone's pooling for texts, or `"images"`."""
+        if self.base_model["model_class"].endswith("ForImageClassification"):
+            return "images"
+        return self.base_model["pooling"]
+
+    @property
     def id2label(self) -> dict[int, str]:
         return dict(enumerate(self.labels))
 
@@ -88,7 +122,8 @@ class GeneratedAdapter:
 
         Args:
             model (`PreTrainedModel` or `PeftModel`):
-                The backbone's classifier with as many labels as the adapter. A `PeftModel` gets one more adapter.
+                The backbone's classifier with as many labels as the adapter, or the causal language model. A
+                `PeftModel` gets one more adapter.
             adapter_name (`str`, *optional*, defaults to `"default"`):
                 The name that PEFT knows the adapter by.
 
@@ -104,7 +139,7 @@ class GeneratedAdapter:
             raise ValueError(
                 f"The adapter is for a {self.base_model['model_class']}, the model is a {type(inner).__name__}."
             )
-        if inner.config.num_labels != len(self.labels):
+        if self.kind != "last_token" and inner.config.num_labels != len(self.labels):
             raise ValueError(
                 f"The model has {inner.config.num_labels} labels, the adapter {len(self.labels)}: load the model with "
                 f"num_labels={len(self.labels)}."
@@ -174,15 +209,21 @@ class GeneratedAdapter:
             place (`str`): The folder or the Hub id that the adapter is loaded from.
         """
         base = self.base_model["name_or_path"]
+        pipeline_tag, task = TASKS.get(self.kind, ("text-classification",) * 2)
         data = ModelCardData(
             library_name="peft",
             base_model=base,
             base_model_relation="adapter",
-            pipeline_tag="text-classification",
-            tags=["peft", "lora", "mcdi", "text-classification"],
+            pipeline_tag=pipeline_tag,
+            tags=["peft", "lora", "mcdi", task],
         )
-        usage = USAGE[self.base_model["pooling"]].format(
-            base=base, count=len(self.labels), id2label=self.id2label, place=place
+        usage = USAGE[self.kind].format(
+            base=base,
+            count=len(self.labels),
+            labels=self.labels,
+            id2label=self.id2label,
+            place=place,
+            prompt=ANSWER_PROMPT,
         )
         shots = self.details["shots"]
         details = {key: "not recorded" if value is None else value for key, value in self.details.items()}

@@ -144,6 +144,10 @@ class AdapterLayout:
         """How many numbers the LoRA matrices hold, without the head."""
         return sum(math.prod(shape) for shape in self.lora_shapes.values())
 
+    def width(self, ways: int) -> int:
+        """How many numbers an adapter for `ways` classes holds, with the head: the width of flat weights."""
+        return sum(math.prod(shape) for shape in self.shapes(ways).values())
+
     @property
     def tokens(self) -> list[TokenCoordinates]:
         """The coordinates of every LoRA token, in order."""

@@ -71,25 +71,42 @@ class StackedLora:
         tensors: dict[str, torch.Tensor],
         inputs: dict[str, torch.Tensor],
         class_mask: torch.Tensor | None = None,
+        words: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Each adapter's logits on its rows.
 
         Args:
-            tensors, inputs: As in [`StackedLora.features`], with the heads.
+            tensors, inputs: As in [`StackedLora.features`], with the heads, if the layout has one.
             class_mask (`torch.Tensor` of shape `(N, classes)`, *optional*): False marks classes that are padding; their
                 logits are minus infinity.
+            words (`tuple` of `(N, classes, feature_dim)` and `(N, classes)`, *optional*): What stands in for the heads
+                if the layout has none, see [`StackedLora.word_heads`].
 
         Returns:
             `torch.Tensor` of shape `(N, b, classes)`.
         """
-        return self.apply_head(tensors, self.features(tensors, inputs), class_mask)
+        return self.apply_head(tensors, self.features(tensors, inputs), class_mask, words)
 
     def apply_head(
-        self, tensors: dict[str, torch.Tensor], features: torch.Tensor, class_mask: torch.Tensor | None = None
+        self,
+        tensors: dict[str, torch.Tensor],
+        features: torch.Tensor,
+        class_mask: torch.Tensor | None = None,
+        words: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """The logits of features that are at hand already. See [`StackedLora.logits`]."""
-        weight, bias = (tensors[key] for key in self.layout.head_keys)
+        if (words is None) != bool(self.layout.head_keys):
+            raise ValueError("Expected words for adapters without a head, and none for those that have one.")
+        weight, bias = words or (tensors[key] for key in self.layout.head_keys)
         return head_logits(features, weight, bias, class_mask)
+
+    def word_heads(self, classes: list[tuple[str, ...]]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What classifies the tasks of some class names in place of a head: words, see [`FrozenBackbone.word_heads`].
+
+        Returns:
+            The weights `(N, classes, feature_dim)` and the biases `(N, classes)`; `None` if the layout has a head.
+        """
+        return None if self.layout.head_keys else self.backbone.word_heads(classes)
 
     def imprint(
         self,

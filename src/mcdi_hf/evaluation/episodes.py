@@ -18,14 +18,16 @@ def query_accuracy(
 
     Args:
         stacked (`StackedLora`): The backbone.
-        tensors (`dict[str, torch.Tensor]`): Key -> tensor of one adapter with its head, without a stack dimension.
+        tensors (`dict[str, torch.Tensor]`): Key -> tensor of one adapter, without a stack dimension. A language model's
+            has no head: the words for the classes are.
         examples (`EncodedExamples`): The data set that the task's rows point into.
         task (`Task`): The task.
     """
     rows, labels = rows_and_labels(task.query)
     own = {key: value.unsqueeze(0) for key, value in tensors.items()}
-    logits = stacked.apply_head(own, stacked.features_of_all(own, examples, rows).unsqueeze(0))
-    return (logits[0].argmax(dim=-1) == labels).float().mean().item()
+    features = stacked.features_of_all(own, examples, rows).unsqueeze(0)
+    logits = stacked.apply_head(own, features, words=stacked.word_heads([task.classes]))
+    return (logits[0].argmax(dim=-1).cpu() == labels).float().mean().item()
 
 
 @torch.no_grad()
@@ -73,7 +75,8 @@ def generated_accuracies(
         tokens = tokens * (pipe.config.strength if strength is None else strength)
         inputs = examples[episodes.support.flatten()]
         tensors = pipe.complete(tokens, support, inputs, episodes.labels, episodes.class_mask)
-        logits = pipe.stacked.logits(tensors, examples[episodes.query.flatten()], episodes.class_mask)
+        words = pipe.stacked.word_heads([task.classes for task in tasks[part]])
+        logits = pipe.stacked.logits(tensors, examples[episodes.query.flatten()], episodes.class_mask, words)
         found += episodes.accuracies(logits)
     return found
 

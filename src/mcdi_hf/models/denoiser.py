@@ -51,7 +51,8 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
     """Predicts noise, sample or velocity of an adapter's tokens, given the class tokens and the task token.
 
     A LoRA token knows its layer, module, matrix and part. A head token knows its class's token and no index, so a
-    permutation of the classes permutes the head and leaves the LoRA matrices alone.
+    permutation of the classes permutes the head and leaves the LoRA matrices alone. Adapters without a head have LoRA
+    tokens only; the class tokens then take part in the attention and are not answered.
 
     Args:
         tokens (`list[list[int]]`):
@@ -59,7 +60,7 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         token_dim (`int`):
             Width of a token.
         head_width (`int`):
-            How many numbers of a head token are filled.
+            How many numbers of a head token are filled; 0 for adapters without a head.
         cond_dim (`int`, *optional*, defaults to 256):
             Width of the class tokens and of the task token.
         dim (`int`, *optional*, defaults to 256):
@@ -97,8 +98,9 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         self.places = nn.ModuleList([nn.Embedding(size, dim) for size in sizes])
         self.matrix_in = nn.ModuleList([nn.Linear(token_dim, dim) for _ in range(2)])
         self.matrix_out = nn.ModuleList([nn.Linear(dim, token_dim) for _ in range(2)])
-        self.head_in = nn.Linear(head_width, dim)
-        self.head_out = nn.Linear(dim, head_width)
+        if head_width:
+            self.head_in = nn.Linear(head_width, dim)
+            self.head_out = nn.Linear(dim, head_width)
         self.time_proj = Timesteps(dim, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(dim, dim)
         self.class_in = nn.Linear(cond_dim, dim)
@@ -107,7 +109,7 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList([DenoiserBlock(dim, num_heads, ff_mult) for _ in range(num_layers)])
         self.norm_out = nn.LayerNorm(dim)
         self.gradient_checkpointing = False
-        for layer in (self.modulation[1], self.head_out, *self.matrix_out):
+        for layer in (self.modulation[1], *([self.head_out] if head_width else []), *self.matrix_out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -120,7 +122,8 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
             sizes (`int`): `cond_dim`, `dim`, `num_layers`, `num_heads`, `ff_mult`.
         """
         tokens = [list(astuple(token)) for token in layout.tokens]
-        return cls(tokens, layout.token_dim, layout.feature_dim + 1, **sizes)
+        head_width = layout.feature_dim + 1 if layout.head_keys else 0
+        return cls(tokens, layout.token_dim, head_width, **sizes)
 
     def forward(
         self,
@@ -134,7 +137,8 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         """
         Args:
             sample (`torch.Tensor` of shape `(tasks, lora_tokens + classes, token_dim)`):
-                Noised tokens; what lies behind a token's filled width is ignored.
+                Noised tokens, those of the LoRA matrices alone without a head; what lies behind a token's filled width
+                is ignored.
             timestep (`torch.Tensor` of shape `()` or `(tasks,)`, or a number):
                 The diffusion timestep.
             class_tokens (`torch.Tensor` of shape `(tasks, classes, cond_dim)`):
@@ -150,14 +154,18 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         task = self.task_in(task_token)
         time = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
         modulation = self.modulation(time + task).unflatten(-1, (6, -1))
-        lora, head = sample.split([len(self.coordinates), class_tokens.shape[1]], dim=1)
+        width = self.config.head_width
+        lora, head = sample.split([len(self.coordinates), class_tokens.shape[1] if width else 0], dim=1)
         lora = lora * self.filled
+        classes = self.class_in(class_tokens)
+        if width:
+            classes = self.head_in(head[..., :width]) + classes
         place = sum(table(index) for table, index in zip(self.places, self.coordinates.unbind(dim=1)))
         is_a = (self.coordinates[:, 2] == 0).unsqueeze(-1)
         states = torch.cat(
             [
                 torch.where(is_a, self.matrix_in[0](lora), self.matrix_in[1](lora)) + place,
-                self.head_in(head[..., : self.config.head_width]) + self.class_in(class_tokens),
+                classes,
                 task.unsqueeze(1),
             ],
             dim=1,
@@ -171,10 +179,11 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
             else:
                 states = block(states, modulation, mask)
         states = self.norm_out(states)
-        lora, head, _ = states.split([len(self.coordinates), class_tokens.shape[1], 1], dim=1)
-        lora = torch.where(is_a, self.matrix_out[0](lora), self.matrix_out[1](lora)) * self.filled
-        head = nn.functional.pad(self.head_out(head), (0, sample.shape[-1] - self.config.head_width))
-        sample = torch.cat([lora, head], dim=1)
+        lora, classes, _ = states.split([len(self.coordinates), class_tokens.shape[1], 1], dim=1)
+        output = torch.where(is_a, self.matrix_out[0](lora), self.matrix_out[1](lora)) * self.filled
+        if width:
+            head = nn.functional.pad(self.head_out(classes), (0, sample.shape[-1] - width))
+            output = torch.cat([output, head], dim=1)
         if not return_dict:
-            return (sample,)
-        return MCDiDenoiserOutput(sample=sample)
+            return (output,)
+        return MCDiDenoiserOutput(sample=output)

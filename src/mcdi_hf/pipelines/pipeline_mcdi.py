@@ -1,45 +1,33 @@
 """The pipeline: from a support set to a PEFT adapter."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..adapters.codec import AdapterCodec
 from ..adapters.generated import GeneratedAdapter
 from ..adapters.head import class_means, imprint_head
-from ..adapters.stacked import StackedLora
-from ..backbones import FrozenBackbone
 from ..models.denoiser import MCDiDenoiser
 from ..models.task_encoder import TaskEncoder
 from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
-from .support import Support, SupportBatch, as_support_sets
+from .backbone import BackboneMixin
+from .inputs import check_callback, check_counts, check_latents, check_ready, check_settings
+from .pipeline_output import MCDiPipelineOutput
+from .support import Support, SupportBatch
 
 
-COMBINE = ("mean", "select")
 IMPRINT_FROM = ("mean", "generated")
 
 
-@dataclass
-class MCDiPipelineOutput(BaseOutput):
-    """
-    Args:
-        adapters (`list[GeneratedAdapter]` or `torch.Tensor`):
-            One a task; a tensor of shape `(tasks, numbers)` for `output_type="pt"` and of shape
-            `(tasks, tokens, token_dim)` for `"latent"`.
-    """
-
-    adapters: list[GeneratedAdapter] | torch.Tensor
-
-
-class MCDiPipeline(DiffusionPipeline):
+class MCDiPipeline(BackboneMixin, DiffusionPipeline):
     """Generates LoRA adapters with a classification head for a frozen backbone, from a few labelled examples.
 
-    The backbone is no part of the saved pipeline: it is loaded by its name when texts come in, and refused if its
+    A causal language model's adapters are LoRA alone: it classifies by the word for a label that it would say next.
+
+    The backbone is no part of the saved pipeline: it is loaded by its name when examples come in, and refused if its
     weights are not those that the generator was trained for.
 
     Args:
@@ -56,7 +44,7 @@ class MCDiPipeline(DiffusionPipeline):
         imprint_from (`str`, *optional*, defaults to `"mean"`):
             Through which adapter the support is seen when the free part of the head is imprinted: `"mean"`, the mean
             adapter of the training tasks, or `"generated"`, the one that was generated, so that the head follows it.
-            That takes a second pass over the support.
+            That takes a second pass over the support. Adapters without a head have nothing to imprint: `"mean"`.
     """
 
     model_cpu_offload_seq = "task_encoder->denoiser->codec"
@@ -78,6 +66,13 @@ class MCDiPipeline(DiffusionPipeline):
             raise ValueError(
                 f"imprint_from is {imprint_from!r}: expected one of {', '.join(map(repr, IMPRINT_FROM))}."
             )
+        if not codec.layout.head_keys and (
+            imprint_from != "mean" or codec.config.base_model["pooling"] != "last_token"
+        ):
+            raise ValueError(
+                f"The codec's adapters have no head: expected a causal language model, whose pooling is 'last_token', and "
+                f"imprint_from='mean'; got pooling {codec.config.base_model['pooling']!r} and {imprint_from!r}."
+            )
         self.register_modules(denoiser=denoiser, task_encoder=task_encoder, codec=codec, scheduler=scheduler)
         self.register_to_config(
             base_model_name_or_path=base_model_name_or_path,
@@ -85,36 +80,6 @@ class MCDiPipeline(DiffusionPipeline):
             strength=strength,
             imprint_from=imprint_from,
         )
-        self._backbone: FrozenBackbone | None = None
-        self._stacked: StackedLora | None = None
-
-    @property
-    def backbone(self) -> FrozenBackbone:
-        """The frozen backbone, loaded when it is first asked for. Set it to use one that is loaded already."""
-        if self._backbone is None:
-            base_model = self.codec.config.base_model
-            self.backbone = FrozenBackbone.from_pretrained(
-                self.config.base_model_name_or_path or base_model["name_or_path"],
-                pooling=base_model["pooling"],
-                name_or_path=base_model["name_or_path"],
-            )
-        return self._backbone
-
-    @backbone.setter
-    def backbone(self, backbone: FrozenBackbone) -> None:
-        self.codec.check_backbone(backbone)
-        self._backbone, self._stacked = backbone, None
-
-    @property
-    def stacked(self) -> StackedLora:
-        """The backbone with room for many adapters, on the pipeline's device."""
-        return self._stacked_on(self._execution_device)
-
-    def _stacked_on(self, device: torch.device) -> StackedLora:
-        if self._stacked is None or self._stacked.device != device:
-            self.backbone.model.to(device)
-            self._stacked = StackedLora(self.backbone, self.codec.layout)
-        return self._stacked
 
     @property
     def num_timesteps(self) -> int:
@@ -142,9 +107,9 @@ class MCDiPipeline(DiffusionPipeline):
 
         Args:
             support (`dict`, `datasets.Dataset`, or a list of these):
-                One task or many. A `dict` maps a label to its examples: texts, or ready features of shape
-                `(shots, feature_dim)` as [`MCDiPipeline.embed`] makes them. A `Dataset` has one `ClassLabel` column
-                and one column of texts.
+                One task or many. A `dict` maps a label to its examples, see [`as_support_sets`]: texts, pairs of texts
+                or PIL images, as the backbone reads them, or ready features of shape `(shots, feature_dim)` as
+                [`MCDiPipeline.embed`] makes them. A `Dataset` has one `ClassLabel` column and one of texts or images.
             condition (like `support`, *optional*):
                 What the generator sees in place of `support`, with as many classes: for the control that asks whether
                 the condition matters. The imprinted head still comes from `support`.
@@ -152,7 +117,7 @@ class MCDiPipeline(DiffusionPipeline):
                 How many adapters to draw for each task, in one batch.
             combine (`str`, *optional*, defaults to `"mean"`):
                 How candidates become one adapter: `"mean"` averages them, `"select"` keeps the one with the lowest
-                loss on the support set, which needs texts.
+                loss on the support set, which needs examples.
             num_inference_steps (`int`, *optional*):
                 Steps of the scheduler; by default what the pipeline's config says.
             strength (`float`, *optional*):
@@ -180,20 +145,14 @@ class MCDiPipeline(DiffusionPipeline):
             [`MCDiPipelineOutput`], or a tuple whose first element is its `adapters`.
         """
         # 1. Check everything before any work is done
-        width = self.codec.layout.feature_dim
-        supports = as_support_sets(support, width)
-        conditions = None if condition is None else as_support_sets(condition, width)
-        self._check_inputs(
-            supports,
-            conditions,
-            num_candidates,
-            combine,
-            temperature,
-            generator,
-            latents,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-        )
+        check_settings(combine, temperature, output_type)
+        supports = self._support_sets(support)
+        conditions = None if condition is None else self._support_sets(condition)
+        check_counts(supports, conditions, num_candidates, generator)
+        if latents is not None:
+            check_latents(latents, self.codec, supports, num_candidates)
+        check_ready(supports, combine, self.config.imprint_from)
+        check_callback(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
 
         # 2. See the support sets as features, and these as the condition
         device = self._execution_device
@@ -218,7 +177,7 @@ class MCDiPipeline(DiffusionPipeline):
 
         # 4. Make one adapter of a task's candidates, and give it the form asked for
         latents = latents * (self.config.strength if strength is None else strength)
-        latents, losses = self._combine(latents.unflatten(0, (len(supports), -1)), batch, combine)
+        latents, losses = self._combine(latents.unflatten(0, (len(supports), -1)), supports, batch, combine)
         if output_type == "latent":
             adapters = latents
         else:
@@ -289,84 +248,16 @@ class MCDiPipeline(DiffusionPipeline):
                 progress.update()
         return latents
 
-    @torch.no_grad()
-    def embed(self, support: Support) -> dict[str, torch.Tensor]:
-        """The features of a support set, to be kept and handed in again in its place.
-
-        Args:
-            support (`dict` or `datasets.Dataset`): One task, see [`MCDiPipeline.__call__`].
-
-        Returns:
-            Label -> `torch.Tensor` of shape `(shots, feature_dim)`.
-        """
-        (support,) = as_support_sets(support, self.codec.layout.feature_dim)
-        features = self._embed_batch([support], self._execution_device).features[0]
-        return dict(zip(support, features.split([len(examples) for examples in support.values()])))
-
     def baseline(self, support: Support) -> GeneratedAdapter:
-        """What is free: the mean adapter of the training tasks with a head imprinted from the support set.
+        """What is free: the mean adapter of the training tasks, with a head imprinted from the support set or words.
 
         Args:
             support (`dict` or `datasets.Dataset`): One task, see [`MCDiPipeline.__call__`].
         """
-        (support,) = as_support_sets(support, self.codec.layout.feature_dim)
+        (support,) = self._support_sets(support)
         batch = self._embed_batch([support], self._execution_device)
-        count = self.codec.num_lora_tokens + len(support)
-        tokens = self.codec.mean.new_zeros(1, count, self.codec.layout.token_dim)
+        tokens = self.codec.mean.new_zeros(1, self.codec.num_tokens(len(support)), self.codec.layout.token_dim)
         return self._as_adapters(self._complete(tokens, batch), [support], 0, 0, None)[0]
-
-    def _check_inputs(
-        self,
-        supports,
-        conditions,
-        num_candidates,
-        combine,
-        temperature,
-        generator,
-        latents,
-        output_type,
-        callback_tensor_inputs,
-    ) -> None:
-        ways = [len(one) for one in supports]
-        if conditions is not None and [len(one) for one in conditions] != ways:
-            raise ValueError(
-                f"The conditions have {[len(one) for one in conditions]} classes, the support sets {ways}: expected "
-                "the same."
-            )
-        if num_candidates < 1:
-            raise ValueError(f"num_candidates is {num_candidates}: expected at least 1.")
-        if combine not in COMBINE:
-            raise ValueError(f"combine is {combine!r}: expected one of {', '.join(map(repr, COMBINE))}.")
-        if temperature < 0:
-            raise ValueError(f"temperature is {temperature}: expected 0 or more.")
-        layout = self.codec.layout
-        shape = (len(supports) * num_candidates, self.codec.num_lora_tokens + max(ways), layout.token_dim)
-        if latents is not None and latents.shape != shape:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}: expected {shape}.")
-        if output_type not in ("peft", "pt", "latent"):
-            raise ValueError(f"output_type is {output_type!r}: expected 'peft', 'pt' or 'latent'.")
-        if isinstance(generator, list) and len(generator) != len(supports):
-            raise ValueError(f"There are {len(generator)} generators for {len(supports)} support sets.")
-        unknown = [name for name in callback_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs has {unknown}: expected some of {self._callback_tensor_inputs}."
-            )
-        ready = isinstance(next(iter(supports[0].values())), torch.Tensor)
-        if ready and (combine == "select" or self.config.imprint_from == "generated"):
-            raise ValueError(
-                "combine='select' and imprint_from='generated' need examples: ready features say nothing of other "
-                "adapters than the mean."
-            )
-
-    def _embed_batch(self, supports: list[dict], device: torch.device) -> SupportBatch:
-        groups = [examples for support in supports for examples in support.values()]
-        if isinstance(groups[0], torch.Tensor):
-            return SupportBatch.pad(supports, torch.cat(groups).to(device))
-        stacked = self._stacked_on(device)
-        examples = stacked.encode([text for group in groups for text in group])
-        features = stacked.features_of_all(self.codec.mean_adapter(), examples)
-        return SupportBatch.pad(supports, features, examples)
 
     def complete(
         self,
@@ -376,7 +267,7 @@ class MCDiPipeline(DiffusionPipeline):
         labels: torch.Tensor,
         class_mask: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Read adapters from sampled tokens, with the free part of their heads imprinted as the config says.
+        """Read adapters from sampled tokens, with the free part of their heads, if any, imprinted as the config says.
 
         Args:
             tokens (`torch.Tensor` of shape `(rows, tokens, token_dim)`):
@@ -390,6 +281,8 @@ class MCDiPipeline(DiffusionPipeline):
         Returns:
             Key on disk -> `torch.Tensor` of shape `(rows, *shape)`.
         """
+        if not self.codec.layout.head_keys:
+            return self.codec.decode(tokens)
         scale = self.codec.config.imprint_scale
         if self.config.imprint_from == "mean":
             means = class_means(features, labels, class_mask.shape[1]).to(self.codec.mean.dtype)
@@ -405,21 +298,22 @@ class MCDiPipeline(DiffusionPipeline):
     def _draw_noise(self, class_mask, generator, dtype, device) -> torch.Tensor:
         """Noise of shape `(rows, tokens, token_dim)`, each row at its own task's size."""
         generators = generator if isinstance(generator, list) else [generator] * len(class_mask)
-        sizes = [self.codec.num_lora_tokens + ways for ways in class_mask.sum(dim=1).tolist()]
+        sizes = [self.codec.num_tokens(ways) for ways in class_mask.sum(dim=1).tolist()]
         width = self.codec.layout.token_dim
         draws = [randn_tensor((size, width), own, device, dtype) for size, own in zip(sizes, generators)]
         return torch.nn.utils.rnn.pad_sequence(draws, batch_first=True)
 
-    def _combine(self, latents, batch, combine) -> tuple[torch.Tensor, list[float] | None]:
+    def _combine(self, latents, supports, batch, combine) -> tuple[torch.Tensor, list[float] | None]:
         """`(tasks, candidates, tokens, token_dim)` -> one candidate a task, and its support loss if it was chosen."""
         if combine == "mean":
             return latents.mean(dim=1), None
         chosen, losses = [], []
+        words = self.stacked.word_heads([tuple(support) for support in supports])
         for task, own in enumerate(latents):
             part = batch.repeat(task, len(own))
-            logits = self.stacked.logits(
-                self._complete(own, part), part.examples[part.rows.flatten()], part.class_mask
-            )
+            head = words and tuple(values[task].expand(len(own), *values.shape[1:]) for values in words)
+            tensors, inputs = self._complete(own, part), part.examples[part.rows.flatten()]
+            logits = self.stacked.logits(tensors, inputs, part.class_mask, head)
             loss = torch.nn.functional.cross_entropy(
                 logits.transpose(1, 2), part.labels, ignore_index=-1, reduction="none"
             ).sum(dim=1)

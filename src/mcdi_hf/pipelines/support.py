@@ -6,12 +6,18 @@ from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset, Value
+from datasets import Image as ImageFeature
+from PIL import Image
 
+from ..backbones import FrozenBackbone
 from ..layers import EncodedExamples
 
 
 TEXTS = (Value("string"), Value("large_string"))
-Support = Mapping[str, Sequence[str] | torch.Tensor] | Dataset
+KINDS = ("texts", "pairs of texts", "images", "ready features")
+Example = str | tuple[str, str] | Image.Image
+Support = Mapping[str, Sequence[Example] | torch.Tensor] | Dataset
+SupportSet = dict[str, list[Example] | torch.Tensor]
 
 
 @dataclass
@@ -35,7 +41,7 @@ class SupportBatch:
     @classmethod
     def pad(
         cls,
-        supports: list[dict[str, list[str] | torch.Tensor]],
+        supports: list[SupportSet],
         features: torch.Tensor,
         examples: EncodedExamples | None = None,
     ) -> "SupportBatch":
@@ -58,32 +64,62 @@ class SupportBatch:
         return SupportBatch(*(value[task].expand(count, *value.shape[1:]) for value in fields), self.examples)
 
 
-def as_support_sets(support: Support | list[Support], feature_dim: int) -> list[dict[str, list[str] | torch.Tensor]]:
+def as_support_sets(support: Support | list[Support], feature_dim: int) -> list[SupportSet]:
     """Bring one support set, or a list of them, to a list of `label -> examples`.
 
     Args:
         support (`dict`, `datasets.Dataset` or a list of these):
-            A `dict` maps a label to its examples: texts, or ready features as a tensor of shape
-            `(shots, feature_dim)`. A `Dataset` has one `ClassLabel` column and one column of texts.
+            A `dict` maps a label to its examples: texts, pairs of texts as tuples, PIL images, or ready features as a
+            tensor of shape `(shots, feature_dim)`. A `Dataset` has one `ClassLabel` column and one column of texts or
+            images.
         feature_dim (`int`):
             The width of ready features.
 
     Raises:
         `TypeError`: when it is none of these.
-        `ValueError`: when a set has fewer than two classes, an empty class, an example that is no text, or features
-            that are not finite or of another width; when texts and features are mixed.
+        `ValueError`: when a set has fewer than two classes, an empty class, an example that is none of these, or
+            features that are not finite or of another width; when examples of several kinds are mixed.
     """
     supports = support if isinstance(support, list) else [support]
     if not supports:
         raise ValueError("The list of support sets is empty: expected at least one.")
     checked = [_as_support_set(one, feature_dim) for one in supports]
-    kinds = {isinstance(examples, torch.Tensor) for one in checked for examples in one.values()}
+    kinds = _kinds(checked)
     if len(kinds) > 1:
-        raise ValueError("The support mixes texts and ready features: expected one or the other.")
+        raise ValueError(f"The support mixes {' and '.join(kinds)}: expected one or the other.")
     return checked
 
 
-def _as_support_set(support: Any, feature_dim: int) -> dict[str, list[str] | torch.Tensor]:
+def check_readable(supports: list[SupportSet], backbone: FrozenBackbone) -> None:
+    """Refuse examples that the backbone does not read, and labels that a language model cannot tell apart.
+
+    Args:
+        supports (`list[dict]`): What [`as_support_sets`] returns, without ready features.
+        backbone (`FrozenBackbone`): The backbone.
+    """
+    (kind,) = _kinds(supports)
+    if (kind == "images") != backbone.reads_images:
+        reads = "images" if backbone.reads_images else "texts"
+        raise ValueError(f"The support holds {kind}, but the backbone {backbone.name_or_path!r} reads {reads}.")
+    if backbone.is_causal_lm:
+        backbone.word_heads([tuple(support) for support in supports])
+
+
+def _kinds(supports: list[SupportSet]) -> list[str]:
+    """The kinds of examples in some support sets."""
+    groups = [examples for support in supports for examples in support.values()]
+    return sorted({_kind(example) for examples in groups for example in examples}, key=KINDS.index)
+
+
+def _kind(example: Any) -> str:
+    if isinstance(example, tuple):
+        return "pairs of texts"
+    if isinstance(example, Image.Image):
+        return "images"
+    return "texts" if isinstance(example, str) else "ready features"
+
+
+def _as_support_set(support: Any, feature_dim: int) -> SupportSet:
     if isinstance(support, Dataset):
         support = _from_dataset(support)
     if not isinstance(support, Mapping):
@@ -100,7 +136,7 @@ def _as_support_set(support: Any, feature_dim: int) -> dict[str, list[str] | tor
     return checked
 
 
-def _check_examples(label: str, examples: Any, feature_dim: int) -> list[str] | torch.Tensor:
+def _check_examples(label: str, examples: Any, feature_dim: int) -> list[Example] | torch.Tensor:
     if isinstance(examples, torch.Tensor):
         if examples.ndim != 2 or not len(examples) or examples.shape[1] != feature_dim:
             raise ValueError(
@@ -109,30 +145,41 @@ def _check_examples(label: str, examples: Any, feature_dim: int) -> list[str] | 
         if not torch.isfinite(examples).all():
             raise ValueError(f"The features of {label!r} hold NaN or inf.")
         return examples
-    if isinstance(examples, str):
-        raise ValueError(f"The examples of {label!r} are one string: expected a list of strings.")
+    if isinstance(examples, str | Image.Image):
+        kind = "string" if isinstance(examples, str) else "image"
+        raise ValueError(f"The examples of {label!r} are one {kind}: expected a list of {kind}s.")
     examples = list(examples)
     if not examples:
         raise ValueError(f"The class {label!r} has no example: expected at least one.")
     for example in examples:
-        if not isinstance(example, str) or not example.strip():
-            raise ValueError(f"The class {label!r} holds {example!r}: expected a text that is not empty.")
+        texts = example if isinstance(example, tuple) and len(example) == 2 else (example,)
+        filled = all(isinstance(text, str) and text.strip() for text in texts)
+        if not filled and not isinstance(example, Image.Image):
+            raise ValueError(
+                f"The class {label!r} holds {example!r}: expected a text that is not empty, a tuple of two such texts or "
+                "a PIL image."
+            )
     return examples
 
 
-def _from_dataset(dataset: Dataset) -> dict[str, list[str]]:
+def _from_dataset(dataset: Dataset) -> dict[str, list[str] | list[Image.Image]]:
     labels = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    texts = [name for name, feature in dataset.features.items() if feature in TEXTS]
-    if len(labels) != 1 or len(texts) != 1:
+    inputs = [
+        name
+        for name, feature in dataset.features.items()
+        if feature in TEXTS or isinstance(feature, ImageFeature) and feature.decode
+    ]
+    if len(labels) != 1 or len(inputs) != 1:
         raise ValueError(
-            f"The data set has the columns {dataset.features}: expected one ClassLabel and one of strings. Use "
-            "dataset.select_columns and dataset.class_encode_column."
+            f"The data set has the columns {dataset.features}: expected one ClassLabel and one of strings or of decoded "
+            "images. Use dataset.select_columns and dataset.class_encode_column."
         )
     names = dataset.features[labels[0]].names
-    examples = list(zip(dataset[labels[0]][:], dataset[texts[0]][:]))
+    dataset = dataset.with_format(None)
+    examples = list(zip(dataset[labels[0]][:], dataset[inputs[0]][:]))
     if any(label in (None, -1) for label, _ in examples):
         raise ValueError(f"The data set has rows without a label in {labels[0]!r}.")
-    support: dict[str, list[str]] = {}
-    for label, text in sorted(examples, key=lambda example: example[0]):  # logits in the order of the class names
-        support.setdefault(names[label], []).append(text)
+    support = {}
+    for label, example in sorted(examples, key=lambda pair: pair[0]):  # logits in the order of the class names
+        support.setdefault(names[label], []).append(example)
     return support

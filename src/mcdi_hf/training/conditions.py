@@ -63,20 +63,26 @@ class TrajectoryBatches:
         labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
         features = self.features[rows]
         class_mask = torch.ones(self.batch_size, ways, dtype=torch.bool)
-        head = imprint_head(class_means(features, labels, ways), self.codec.config.imprint_scale, class_mask)
+        has_head = bool(self.codec.layout.head_keys)
         local_targets = torch.from_numpy(np.asarray(row["weights"][1:]))  # the first row is the start
         tensors = split_weights(local_targets, ways, self.codec.layout)
         count = len(local_targets)
-        # Every target meets every row's own imprinted head: (rows, targets) flattened, encoded, unflattened.
-        repeated = {key: value.repeat(self.batch_size, *[1] * (value.ndim - 1)) for key, value in tensors.items()}
-        heads = tuple(values.repeat_interleave(count, dim=0) for values in head)
-        targets = self.codec.encode(repeated, heads).unflatten(0, (self.batch_size, count))
+        if has_head:
+            # Every target meets every row's own imprinted head: (rows, targets) flattened, encoded, unflattened.
+            head = imprint_head(class_means(features, labels, ways), self.codec.config.imprint_scale, class_mask)
+            repeated = {key: value.repeat(self.batch_size, *[1] * (value.ndim - 1)) for key, value in tensors.items()}
+            heads = tuple(values.repeat_interleave(count, dim=0) for values in head)
+            targets = self.codec.encode(repeated, heads).unflatten(0, (self.batch_size, count))
+        else:
+            targets = self.codec.encode(tensors).expand(self.batch_size, -1, -1, -1)
         noise = torch.from_numpy(random.standard_normal(features.shape, dtype=np.float32))
         seen = features + self.noise * noise
-        return TrainingBatch(targets, self.codec.token_mask(class_mask), seen, labels, class_mask)
+        return TrainingBatch(targets, self.codec.token_mask(class_mask), seen, labels, class_mask, has_head)
 
     def fit_head(self, random: np.random.Generator) -> None:
-        """Fit the codec's scales of the head, each task with a drawn support set."""
+        """Fit the codec's scales of the head, each task with a drawn support set. Without a head there is none."""
+        if not self.codec.layout.head_keys:
+            return
         heads = []
         for support in self.trajectories["support"][:]:
             rows, labels = self._support(support, random)

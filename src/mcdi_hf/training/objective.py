@@ -1,6 +1,6 @@
 """The local consistency loss over weight tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -40,11 +40,12 @@ class TrainingBatch:
 
     Attributes:
         targets (`torch.Tensor` of shape `(rows, targets, tokens, token_dim)`): The local targets, encoded as residuals
-            to each row's own imprinted head.
+            to each row's own imprinted head, if they have one.
         token_mask (`torch.Tensor` of shape `(rows, tokens, token_dim)`): Which numbers count.
         features (`torch.Tensor` of shape `(rows, examples, feature_dim)`): The support features.
         labels (`torch.Tensor` of shape `(rows, examples)`): Their classes; -1 marks padding.
         class_mask (`torch.Tensor` of shape `(rows, classes)`): False marks padding.
+        has_head (`bool`, *optional*, defaults to `True`): Whether the last tokens are those of a head, one a class.
     """
 
     targets: torch.Tensor
@@ -52,9 +53,11 @@ class TrainingBatch:
     features: torch.Tensor
     labels: torch.Tensor
     class_mask: torch.Tensor
+    has_head: bool = True
 
     def to(self, device: torch.device) -> "TrainingBatch":
-        return TrainingBatch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **tensors)
 
 
 class ConditionalDenoiser(nn.Module):
@@ -107,7 +110,7 @@ def local_consistency_losses(
 
     For each row a segment, a timestep of it and noise are drawn; the scheduler noises the segment's target and says
     what the network must answer and with which weight (Guan et al., arXiv 2502.01117). The LoRA matrices and the head
-    count half each, however many numbers they have.
+    count half each, however many numbers they have; without a head the matrices are all there is.
 
     Args:
         model (`ConditionalDenoiser`):
@@ -134,7 +137,10 @@ def local_consistency_losses(
     sample = scheduler.add_noise(targets, noise, timesteps, chosen)
     error = model(sample, timesteps, batch).float() - scheduler.get_target(targets, noise, timesteps, chosen)
     error = error.square() * batch.token_mask
-    lora, head = error.split([error.shape[1] - batch.class_mask.shape[1], batch.class_mask.shape[1]], dim=1)
-    lora_mask, head_mask = batch.token_mask.split([lora.shape[1], head.shape[1]], dim=1)
-    per_row = lora.sum(dim=(1, 2)) / lora_mask.sum(dim=(1, 2)) + head.sum(dim=(1, 2)) / head_mask.sum(dim=(1, 2))
-    return scheduler.get_loss_weight(timesteps, chosen) * per_row / 2, chosen
+    sizes = [error.shape[1]]
+    if batch.has_head:
+        ways = batch.class_mask.shape[1]
+        sizes = [error.shape[1] - ways, ways]
+    parts = zip(error.split(sizes, dim=1), batch.token_mask.split(sizes, dim=1))
+    per_row = sum(part.sum(dim=(1, 2)) / mask.sum(dim=(1, 2)) for part, mask in parts)
+    return scheduler.get_loss_weight(timesteps, chosen) * per_row / len(sizes), chosen

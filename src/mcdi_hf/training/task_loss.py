@@ -65,7 +65,8 @@ class TaskLoss:
         condition = Condition(features + self.condition_noise * noise, episodes.labels, episodes.class_mask)
         tokens = self._predict(model, condition, steps, generators)
         tensors = self._complete(tokens, features, episodes)
-        logits = self.stacked.logits(tensors, self.examples[episodes.query.flatten()], episodes.class_mask)
+        words = self.stacked.word_heads([task.classes for task in tasks])
+        logits = self.stacked.logits(tensors, self.examples[episodes.query.flatten()], episodes.class_mask, words)
         losses = torch.nn.functional.cross_entropy(
             logits.transpose(1, 2), episodes.query_labels, ignore_index=-1, reduction="none"
         )
@@ -75,9 +76,8 @@ class TaskLoss:
         self, model: ConditionalDenoiser, condition: Condition, steps: int, generators: list[torch.Generator]
     ) -> torch.Tensor:
         """The clean tokens that the network predicts after some steps of the sampler."""
-        count, width = self.codec.num_lora_tokens, self.codec.layout.token_dim
-        heads = condition.class_mask.sum(dim=1) if self.codec.layout.head_keys else [0] * len(generators)
-        shapes = [(count + int(ways), width) for ways in heads]
+        ways = condition.class_mask.sum(dim=1).tolist()
+        shapes = [(self.codec.num_tokens(count), self.codec.layout.token_dim) for count in ways]
         sample = self._noise(shapes, generators)
         for timestep in self.scheduler.timesteps[:steps]:
             with torch.no_grad():
@@ -89,7 +89,9 @@ class TaskLoss:
         return self.scheduler.step(output, timestep, sample).pred_original_sample
 
     def _complete(self, tokens: torch.Tensor, features: torch.Tensor, episodes: Episodes) -> dict[str, torch.Tensor]:
-        """Adapters with their heads."""
+        """Adapters with their heads, if the layout has one."""
+        if not self.codec.layout.head_keys:
+            return self.codec.decode(tokens)
         scale, mask = self.codec.config.imprint_scale, episodes.class_mask
         if self.imprint_from == "mean":
             head = imprint_head(class_means(features, episodes.labels, mask.shape[1]), scale, mask)

@@ -1,7 +1,6 @@
 """A trajectory data set on disk: a folder that is a data set repository of the Hub as it stands."""
 
 import json
-import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -36,7 +35,6 @@ def trajectory_features(layout: AdapterLayout, max_ways: int) -> Features:
         layout (`AdapterLayout`): The adapters' layout. One without a head has the LoRA matrices alone in `weights`.
         max_ways (`int`): The greatest number of classes of any task of the whole data set.
     """
-    width = sum(math.prod(shape) for shape in layout.shapes(max_ways).values())
     return Features(
         {
             "task": Value("int64"),
@@ -47,7 +45,7 @@ def trajectory_features(layout: AdapterLayout, max_ways: int) -> Features:
             "losses": List(Value("float32")),
             "train_accuracy": Value("float32"),
             "accuracy": Value("float32"),
-            "weights": Array2D((None, width), "float32"),
+            "weights": Array2D((None, layout.width(max_ways)), "float32"),
         }
     )
 
@@ -158,7 +156,7 @@ class TrajectoryFolder:
         width = self.features["weights"].shape[1]
         for row in rows:
             ways, weights = len(row["classes"]), row["weights"]
-            expected = (len(row["steps"]), sum(math.prod(shape) for shape in self.layout.shapes(ways).values()))
+            expected = (len(row["steps"]), self.layout.width(ways))
             if not 1 <= ways <= self.record["max_ways"]:
                 raise ValueError(f"Task {row['task']} has {ways} classes; expected 1 to {self.record['max_ways']}.")
             if weights.shape != expected or len(row["losses"]) != len(row["steps"]) - 1:

@@ -53,8 +53,7 @@ def free_heads(
         The weights `(N, classes, feature_dim)` and the biases `(N, classes)`, zero for padding.
     """
     if stacked.backbone.is_causal_lm:
-        heads = zip(*(stacked.backbone.word_head(task.classes) for task in tasks))
-        return tuple(pad_sequence(parts, batch_first=True) for parts in heads)
+        return stacked.backbone.word_heads([task.classes for task in tasks])
     rows, labels = zip(*(rows_and_labels(task.support) for task in tasks))
     rows = pad_sequence(rows, batch_first=True)
     labels = pad_sequence(labels, batch_first=True, padding_value=-1).to(features.device)

@@ -1,0 +1,72 @@
+"""The part of the pipeline that sees examples: its frozen backbone."""
+
+import torch
+
+from ..adapters.stacked import StackedLora
+from ..backbones import FrozenBackbone
+from .support import Support, SupportBatch, as_support_sets, check_readable
+
+
+class BackboneMixin:
+    """Loads the backbone of a pipeline with a `codec` when it is first needed, and sees support sets through it."""
+
+    _backbone: FrozenBackbone | None = None
+    _stacked: StackedLora | None = None
+
+    @property
+    def backbone(self) -> FrozenBackbone:
+        """The frozen backbone, loaded when it is first asked for. Set it to use one that is loaded already."""
+        if self._backbone is None:
+            base_model = self.codec.config.base_model
+            self.backbone = FrozenBackbone.from_pretrained(
+                self.config.base_model_name_or_path or base_model["name_or_path"],
+                pooling=base_model["pooling"],
+                name_or_path=base_model["name_or_path"],
+            )
+        return self._backbone
+
+    @backbone.setter
+    def backbone(self, backbone: FrozenBackbone) -> None:
+        self.codec.check_backbone(backbone)
+        self._backbone, self._stacked = backbone, None
+
+    @property
+    def stacked(self) -> StackedLora:
+        """The backbone with room for many adapters, on the pipeline's device."""
+        return self._stacked_on(self._execution_device)
+
+    def _stacked_on(self, device: torch.device) -> StackedLora:
+        if self._stacked is None or self._stacked.device != device:
+            self.backbone.model.to(device)
+            self._stacked = StackedLora(self.backbone, self.codec.layout)
+        return self._stacked
+
+    @torch.no_grad()
+    def embed(self, support: Support) -> dict[str, torch.Tensor]:
+        """The features of a support set, to be kept and handed in again in its place.
+
+        Args:
+            support (`dict` or `datasets.Dataset`): One task, see [`MCDiPipeline.__call__`].
+
+        Returns:
+            Label -> `torch.Tensor` of shape `(shots, feature_dim)`.
+        """
+        (support,) = self._support_sets(support)
+        features = self._embed_batch([support], self._execution_device).features[0]
+        return dict(zip(support, features.split([len(examples) for examples in support.values()])))
+
+    def _support_sets(self, support: Support | list[Support]) -> list[dict]:
+        """Support sets in one form, which the backbone can read; ready features need none."""
+        supports = as_support_sets(support, self.codec.layout.feature_dim)
+        if not isinstance(next(iter(supports[0].values())), torch.Tensor):
+            check_readable(supports, self.backbone)
+        return supports
+
+    def _embed_batch(self, supports: list[dict], device: torch.device) -> SupportBatch:
+        groups = [examples for support in supports for examples in support.values()]
+        if isinstance(groups[0], torch.Tensor):
+            return SupportBatch.pad(supports, torch.cat(groups).to(device))
+        stacked = self._stacked_on(device)
+        examples = stacked.encode([example for group in groups for example in group])
+        features = stacked.features_of_all(self.codec.mean_adapter(), examples)
+        return SupportBatch.pad(supports, features, examples)

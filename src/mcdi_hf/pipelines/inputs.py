@@ -1,0 +1,60 @@
+"""What a call of the pipeline refuses before any work is done."""
+
+from typing import Any
+
+import torch
+
+from ..adapters.codec import AdapterCodec
+
+
+COMBINE = ("mean", "select")
+OUTPUT_TYPES = ("peft", "pt", "latent")
+
+
+def check_counts(supports: list[dict], conditions: list[dict] | None, num_candidates: int, generator: Any) -> None:
+    """Refuse conditions with other numbers of classes, less than one candidate, too few or many generators."""
+    ways = [len(one) for one in supports]
+    if conditions is not None and [len(one) for one in conditions] != ways:
+        raise ValueError(
+            f"The conditions have {[len(one) for one in conditions]} classes, the support sets {ways}: expected the "
+            "same."
+        )
+    if num_candidates < 1:
+        raise ValueError(f"num_candidates is {num_candidates}: expected at least 1.")
+    if isinstance(generator, list) and len(generator) != len(supports):
+        raise ValueError(f"There are {len(generator)} generators for {len(supports)} support sets.")
+
+
+def check_settings(combine: str, temperature: float, output_type: str) -> None:
+    """Refuse unknown names, and a temperature below zero."""
+    if combine not in COMBINE:
+        raise ValueError(f"combine is {combine!r}: expected one of {', '.join(map(repr, COMBINE))}.")
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}: expected 0 or more.")
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type is {output_type!r}: expected one of {', '.join(map(repr, OUTPUT_TYPES))}.")
+
+
+def check_latents(latents: torch.Tensor, codec: AdapterCodec, supports: list[dict], num_candidates: int) -> None:
+    """Refuse starting noise of another shape than the adapters' tokens."""
+    tokens = codec.num_tokens(max(len(one) for one in supports))
+    shape = (len(supports) * num_candidates, tokens, codec.layout.token_dim)
+    if latents.shape != shape:
+        raise ValueError(f"latents have shape {tuple(latents.shape)}: expected {shape}.")
+
+
+def check_ready(supports: list[dict], combine: str, imprint_from: str) -> None:
+    """Refuse ready features where the examples themselves are needed."""
+    ready = isinstance(next(iter(supports[0].values())), torch.Tensor)
+    if ready and (combine == "select" or imprint_from == "generated"):
+        raise ValueError(
+            "combine='select' and imprint_from='generated' need examples: ready features say nothing of other adapters "
+            "than the mean."
+        )
+
+
+def check_callback(names: list[str], known: list[str]) -> None:
+    """Refuse names of tensors that a callback cannot have."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}: expected some of {known}.")
