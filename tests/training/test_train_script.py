@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from peft import PeftModel
 from safetensors.torch import load_file
-from scripts import DOMAINS, EXAMPLES, LAUNCH, Collected, call, save_backbone
-from tiny import tiny_backbone
+from scripts import DOMAINS, EXAMPLES, LAUNCH, Collected, call, save_backbone, write_split
+from tiny import tiny_backbone, tiny_language_model
+from transformers import AutoModelForCausalLM
 
 from mcdi_hf import MCDiPipeline
 
@@ -101,6 +104,42 @@ def test_the_trained_pipeline_loads_and_generates(runs: Runs) -> None:
     assert set(adapter.tensors) == set(pipe.codec.layout.keys)
     assert all(torch.isfinite(value).all() for value in adapter.tensors.values())
     assert all(not torch.equal(adapter.tensors[key], free.tensors[key]) for key in adapter.tensors)
+
+
+def test_a_language_model_from_raw_data_to_a_pipeline(tmp_path: Path) -> None:
+    folder = save_backbone(tiny_language_model(), tmp_path / "llama")
+    names = list("abcdefghijkl")  # words of the model
+    features = Features(
+        {"text": Value("string"), "label": ClassLabel(names=names), "domain": ClassLabel(names=DOMAINS)}
+    )
+    rows = [
+        {"text": f"{names[label]} {one} {one}", "label": label, "domain": label // 4}
+        for label in range(12)
+        for one in "mnopqrst"
+    ]
+    write_split(tmp_path / "source", "train", Dataset.from_list(rows, features=features))
+    common = ["--pretrained_model_name_or_path", folder, "--dataset_name", tmp_path / "source"]
+    options = [*common, "--base_model_name", folder, "--group_column", "domain", "--train_domains", *DOMAINS[:2]]
+    options += "--pooling last_token --target_modules q_proj v_proj --layers 2 --token_dim 20 --ways 2 3".split()
+    options += "--examples_per_class 4 4 --queries_per_class 2 --num_tasks 3 --train_batch_size 4".split()
+    options += "--max_train_steps 3 --shared_steps 2".split()
+    call(EXAMPLES / "collect_trajectories.py", *options, "--output_dir", tmp_path / "made")
+    options = [*common, "--trajectories", tmp_path / "made" / "trajectories", "--validation_domains", DOMAINS[2]]
+    options += "--validation_tasks 2x1 --num_validation_episodes 2 --dim 16 --num_layers 1 --shots 1 2".split()
+    options += (
+        "--train_batch_size 2 --tasks_per_step 2 --inner_steps 1 --max_train_steps 2 --queries_per_class 2".split()
+    )
+    options += "--task_loss_weight 0.5 --task_loss_tasks 2 --learning_rate 0.1".split()
+    call(EXAMPLES / "train_mcdi.py", *options, "--output_dir", tmp_path / "run")
+    pipe = MCDiPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    support = {"i": ["m n", "i o"], "j": ["j j"]}
+    (adapter,) = pipe(support, generator=torch.Generator().manual_seed(0)).adapters
+    assert all("lora_" in key and value.isfinite().all() for key, value in adapter.tensors.items())
+    assert not any(value.equal(pipe.baseline(support).tensors[key]) for key, value in adapter.tensors.items())
+    adapter.save_pretrained(tmp_path / "adapter")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "adapter")
+    assert model.peft_config["default"].task_type == "CAUSAL_LM"
 
 
 def test_trajectories_of_another_backbone_are_refused(collected: Collected, tmp_path: Path) -> None:
