@@ -139,10 +139,7 @@ class Test:
         trained = self.description["train_domains"] or args.test_domains  # without a choice all of them
         if shared := sorted(set(args.test_domains) & set(trained)):
             raise ValueError(f"The trajectories were made on the test domains {shared}: take others.")
-        base_model = self.description["base_model"]
-        self.backbone = FrozenBackbone.from_pretrained(
-            args.pretrained_model_name_or_path, base_model["pooling"], base_model["name_or_path"]
-        )
+        self.backbone = FrozenBackbone.of(self.description["base_model"], args.pretrained_model_name_or_path)
         self.layout = AdapterLayout.from_dict(self.description["layout"])
         self.stacked = StackedLora(self.backbone, self.layout)
         sources = sources_of(self.description, args.dataset_name)

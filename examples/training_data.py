@@ -43,7 +43,7 @@ class Data:
         name = args.pretrained_model_name_or_path or installed_backbone()
         trajectories, self.description = load_trajectories(args.trajectories)
         settings, base_model = self.description["settings"], self.description["base_model"]
-        backbone = FrozenBackbone.from_pretrained(name, base_model["pooling"], base_model["name_or_path"])
+        backbone = FrozenBackbone.of(base_model, name)
         backbone.model.to(device)
         self.codec = AdapterCodec(
             self.description["layout"], self.description["lora_config"], base_model, settings["imprint_scale"]

@@ -117,6 +117,20 @@ class FrozenBackbone:
             commit = Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
         return cls(model, processor, name_or_path or name, pooling, max_length, commit)
 
+    @classmethod
+    def of(cls, base_model: dict[str, Any], pretrained_model_name_or_path: str | None = None) -> "FrozenBackbone":
+        """Load the backbone that adapters were made for.
+
+        Args:
+            base_model (`dict`):
+                Its record in the config of [`AdapterCodec`]: the name, the pooling and the length of texts.
+            pretrained_model_name_or_path (`str`, *optional*):
+                Where it lies, if not under its name.
+        """
+        name = base_model["name_or_path"]
+        place = pretrained_model_name_or_path or name
+        return cls.from_pretrained(place, base_model["pooling"], name, base_model["max_length"])
+
     @property
     def fingerprint(self) -> str:
         """A hash of the encoder's weights: the same weights under any name have the same one, a revision has another.

@@ -22,7 +22,8 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         lora_config (`dict`):
             `LoraConfig.to_dict()` of the adapters.
         base_model (`dict`):
-            `name_or_path`, `revision`, `fingerprint`, `pooling` and `model_class` of the backbone that the adapters are for.
+            `name_or_path`, `revision`, `fingerprint`, `pooling`, `max_length` and `model_class` of the backbone that the
+            adapters are for.
         imprint_scale (`float`, *optional*, defaults to 10.0):
             The sharpness of the imprinted head, see [`imprint_head`].
     """
@@ -61,6 +62,7 @@ class AdapterCodec(ModelMixin, ConfigMixin):
             "revision": backbone.revision,
             "fingerprint": backbone.fingerprint,
             "pooling": backbone.pooling,
+            "max_length": backbone.max_length,
             "model_class": backbone.model_class,
         }
         return cls(layout.to_dict(), config, base_model, imprint_scale).eval()

@@ -17,12 +17,7 @@ class BackboneMixin:
     def backbone(self) -> FrozenBackbone:
         """The frozen backbone, loaded when it is first asked for. Set it to use one that is loaded already."""
         if self._backbone is None:
-            base_model = self.codec.config.base_model
-            self.backbone = FrozenBackbone.from_pretrained(
-                self.config.base_model_name_or_path or base_model["name_or_path"],
-                pooling=base_model["pooling"],
-                name_or_path=base_model["name_or_path"],
-            )
+            self.backbone = FrozenBackbone.of(self.codec.config.base_model, self.config.base_model_name_or_path)
         return self._backbone
 
     @backbone.setter
