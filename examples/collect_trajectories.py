@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from config import parse_args
 from datasets.utils.logging import disable_progress_bar
 from preparation import Collection, add_adapter_arguments, add_data_arguments, add_optimiser_arguments
 from tqdm.auto import tqdm
@@ -27,7 +28,7 @@ from mcdi_hf import TrajectoryFolder, collect_trajectories
 from mcdi_hf.trajectories.budget import blank_stack
 
 
-def parse_args() -> argparse.Namespace:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_arguments(parser.add_argument_group("data and tasks"))
     add_adapter_arguments(parser.add_argument_group("backbone and adapters"))
@@ -40,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     run.add_argument("--output_dir", type=Path, required=True)
     run.add_argument("--push_to_hub", action="store_true")
     run.add_argument("--hub_dataset_id")
-    args = parser.parse_args()
+    args = parse_args(parser)
     if (args.mixture is None) == (args.dataset_name is None):
         parser.error("name either --dataset_name or --mixture")
     if args.push_to_hub and not args.hub_dataset_id:
@@ -153,7 +154,7 @@ def report(folder: TrajectoryFolder, summary: dict) -> None:
 
 
 def main() -> None:
-    args = parse_args()
+    args = arguments()
     try:
         run(args)
     except OSError as error:  # a disk that is full or a folder that cannot be written is no bug of ours

@@ -14,6 +14,7 @@ from config import parse_args  # noqa: E402
 
 
 CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
+ARGUMENTS = sorted(set(CONFIGS.glob("*.json")) - {CONFIGS / "benchmark.json"})  # that one is a list of families
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,13 +60,12 @@ def test_a_file_of_something_else_is_refused(monkeypatch: pytest.MonkeyPatch, tm
         parse(monkeypatch, tmp_path, {"flag": False, "needed": "yes"})
 
 
-@pytest.mark.parametrize(
-    "name, script", [("omniglot", "train_mcdi"), ("omniglot_paper", "train_mcdi"), ("omniglot_vit", "pretrain_vit")]
-)
-def test_the_released_configs_are_known_to_their_scripts(
-    monkeypatch: pytest.MonkeyPatch, name: str, script: str
-) -> None:
-    needed = ["--dataset_name", "data", "--output_dir", "run", "--trajectories", "t", "--validation_domains", "d"]
-    given = needed[:4] if script == "pretrain_vit" else needed
-    monkeypatch.setattr(sys, "argv", ["script", "--config", str(CONFIGS / f"{name}.json"), *given])
-    __import__(script).arguments()
+@pytest.mark.parametrize("path", ARGUMENTS, ids=lambda path: path.stem)
+def test_the_configs_are_known_to_their_scripts(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    script, needed = "train_mcdi", ["--trajectories", "t", "--validation_domains", "d"]
+    if path.stem.endswith("_trajectories"):
+        script, needed = "collect_trajectories", []
+    elif path.stem.endswith("_vit"):
+        script, needed = "pretrain_vit", ["--dataset_name", "data"]
+    monkeypatch.setattr(sys, "argv", ["script", "--config", str(path), "--output_dir", "run", *needed])
+    assert __import__(script).arguments().config == path
