@@ -78,6 +78,7 @@ def add_adapter_arguments(group) -> None:
 
 def add_optimiser_arguments(group) -> None:
     group.add_argument("--shared_steps", type=int, default=200, help="episodes that the shared start is trained on")
+    group.add_argument("--shared_shots", type=int, nargs=2, default=[1, 5], help="examples a class of their support")
     group.add_argument("--shared_learning_rate", type=float, default=1e-3)
     group.add_argument("--train_batch_size", type=int, default=16, help="examples a task and a step")
     group.add_argument("--learning_rate", type=float, default=1e-3)
@@ -127,7 +128,11 @@ class Collection:
             **where,
             "tasks": {key: getattr(args, key) for key in ("ways", "examples_per_class", "queries_per_class", "seed")},
             "num_views": args.num_views,
-            "shared_start": {"steps": args.shared_steps, "learning_rate": args.shared_learning_rate},
+            "shared_start": {
+                "steps": args.shared_steps,
+                "shots": args.shared_shots,
+                "learning_rate": args.shared_learning_rate,
+            },
             "lora_config": self.codec.config.lora_config,
             "base_model": self.codec.config.base_model,
             "versions": package_versions(),
@@ -211,8 +216,7 @@ class Collection:
 
     def _train_shared_start(self, path: Path) -> None:
         args = self.args
-        shots = (1, min(5, args.examples_per_class[0]))
-        sampler = EpisodeSampler(self.rows, tuple(args.ways), shots, 5, args.seed)
+        sampler = EpisodeSampler(self.rows, tuple(args.ways), tuple(args.shared_shots), 5, args.seed)
         bar = tqdm(total=args.shared_steps, desc="shared start")
 
         def show(_: int, loss: float) -> None:

@@ -82,11 +82,11 @@ def test_width_is_that_of_flat_weights() -> None:
 
 
 def test_token_dim_must_hold_a_class() -> None:
-    with pytest.raises(ValueError, match="at least 17"):
-        AdapterLayout.from_model(tiny_backbone().model, tiny_lora_config(), token_dim=16)
+    with pytest.raises(ValueError, match="at least 18"):
+        AdapterLayout.from_model(tiny_backbone().model, tiny_lora_config(), token_dim=17)
 
 
-@pytest.mark.parametrize("token_dim", [17, 20, 32, 100])
+@pytest.mark.parametrize("token_dim", [18, 20, 32, 100])
 @pytest.mark.parametrize("settings", [{}, {"r": 4, "rank_pattern": {"value": 1}}])
 def test_decode_is_the_inverse_of_encode(settings: dict, token_dim: int) -> None:
     codec = tiny_codec(token_dim, **settings)
@@ -94,8 +94,20 @@ def test_decode_is_the_inverse_of_encode(settings: dict, token_dim: int) -> None
     tokens = codec.encode(tensors, head)
     assert tokens.shape == (5, codec.num_lora_tokens + 4, token_dim)
     mask = codec.token_mask(torch.ones(5, 4, dtype=torch.bool))
-    assert (tokens[~mask] == 0).all() and mask.sum() == sum(value.numel() for value in tensors.values())
-    torch.testing.assert_close(codec.decode(tokens, head), tensors, rtol=1e-5, atol=1e-6)
+    gains = 5 * 4  # one a class, beside the adapter's own numbers
+    assert (tokens[~mask] == 0).all() and mask.sum() == gains + sum(value.numel() for value in tensors.values())
+    torch.testing.assert_close(codec.decode(tokens, head), tensors, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_is_some_times_the_free_one_is_a_gain_alone() -> None:
+    codec, head = tiny_codec(), random_head(2, 3)
+    gains = torch.tensor([[0.0, 0.5, 1.0], [2.0, -1.0, 1.0]])
+    tensors = codec.mean_adapter(2)
+    tensors |= dict(zip(codec.layout.head_keys, (head[0] * gains.unsqueeze(-1), head[1] * gains)))
+    tokens = codec.encode(tensors, head)
+    expected = torch.zeros_like(tokens)
+    expected[:, codec.num_lora_tokens :, codec.layout.feature_dim + 1] = (gains - 1) / codec.head_std[2]
+    torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_zero_tokens_are_exactly_what_is_free() -> None:

@@ -43,7 +43,7 @@ def make_batches(codec: AdapterCodec, shots: tuple[int, int] = SHOTS, condition_
         TrajectoryFolder.create(Path(folder) / "made_up", layout, max(WAYS), {}).append(rows)
         trajectories, _ = load_trajectories(str(Path(folder) / "made_up"))
     codec.fit_matrices(final_adapters(trajectories, layout))
-    codec.head_std.copy_(torch.tensor([0.5, 2.0]))
+    codec.head_std.copy_(torch.tensor([0.5, 2.0, 0.3]))
     features = torch.randn(sum(WAYS) * PER_CLASS, layout.feature_dim, generator=torch.Generator().manual_seed(1))
     return TrajectoryBatches(trajectories, features, codec, shots, ROWS, condition_noise)
 
@@ -122,7 +122,8 @@ def test_the_scales_of_the_head_make_its_residual_one_in_the_mean_square(codec: 
     rows = torch.cat(heads)
     width = codec.layout.feature_dim
     assert rows[:, :width].square().mean().item() == pytest.approx(1, rel=1e-4)
-    assert rows[:, width].square().mean().item() == pytest.approx(1, rel=1e-4)
+    for place in (width, width + 1):  # the bias and the gain
+        assert rows[:, place].square().mean().item() == pytest.approx(1, rel=1e-4)
 
 
 def test_without_a_head_every_row_has_the_same_targets() -> None:

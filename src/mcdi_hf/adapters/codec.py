@@ -13,8 +13,9 @@ class AdapterCodec(ModelMixin, ConfigMixin):
     """Writes an adapter as tokens of unit variance, residual to what is free, and reads it back.
 
     What is free is the mean adapter of the training tasks and a head imprinted from the support set; tokens of zero
-    stand for exactly these. Adapters of a layout without a head are LoRA tokens alone. The layout is in the config, the
-    statistics are buffers that stay float32 on load.
+    stand for exactly these. A class's token holds a gain on its free row of the head, and what is left: where few shots
+    say little, most of what a prototype is has to go, which a gain says in one number. Adapters of a layout without a
+    head are LoRA tokens alone. The layout is in the config, the statistics are buffers that stay float32 on load.
 
     Args:
         layout (`dict`):
@@ -40,7 +41,7 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         self.register_buffer("filled", filled, persistent=False)
         self.register_buffer("mean", torch.zeros(len(tokens), self.layout.token_dim))
         self.register_buffer("std", torch.ones(len(tokens), 1))
-        self.register_buffer("head_std", torch.ones(2))
+        self.register_buffer("head_std", torch.ones(3))  # of the weight, the bias, and the gain
 
     @classmethod
     def from_backbone(
@@ -107,14 +108,17 @@ class AdapterCodec(ModelMixin, ConfigMixin):
     def fit_head(
         self, adapters: list[dict[str, torch.Tensor]], heads: list[tuple[torch.Tensor, torch.Tensor]]
     ) -> None:
-        """Take the scales of the head's residual, one for the weight and one for the bias. Without a head there is none.
+        """Take the scales of the head's residual: of the weight, the bias and the gain. Without a head there is none.
 
         Args:
             adapters (`list[dict[str, torch.Tensor]]`): As in [`AdapterCodec.fit_matrices`].
             heads (`list[tuple]`): The imprinted heads of the same tasks, see [`imprint_head`].
         """
-        for place, key in enumerate(self.layout.head_keys):
-            residuals = torch.cat([(tensors[key] - head[place]).flatten() for tensors, head in zip(adapters, heads)])
+        if not self.layout.head_keys:
+            return
+        parts = zip(*(self._residual(tensors, head) for tensors, head in zip(adapters, heads)))
+        for place, residuals in enumerate(parts):
+            residuals = torch.cat([residual.flatten() for residual in residuals])
             self.head_std[place] = residuals.square().mean().sqrt().clamp(min=1e-8)
 
     def encode(
@@ -136,10 +140,8 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         lora = (self._cut(tensors) - self.mean) / self.std
         if head is None:
             return lora
-        weight, bias = (
-            (tensors[key] - free) / std for key, free, std in zip(self.layout.head_keys, head, self.head_std)
-        )
-        rows = torch.cat([weight, bias.unsqueeze(-1)], dim=-1)
+        weight, bias, gain = (part / std for part, std in zip(self._residual(tensors, head), self.head_std))
+        rows = torch.cat([weight, bias.unsqueeze(-1), gain.unsqueeze(-1)], dim=-1)
         rows = torch.nn.functional.pad(rows, (0, self.layout.token_dim - rows.shape[-1]))
         return torch.cat([lora, rows], dim=1)
 
@@ -165,9 +167,11 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         if head is None:
             return tensors
         feature_dim = self.layout.feature_dim
+        gain = 1 + rows[..., feature_dim + 1] * self.head_std[2]
+        free = head[0] * gain.unsqueeze(-1), head[1] * gain
         residuals = rows[..., :feature_dim], rows[..., feature_dim]
-        for key, residual, free, std in zip(self.layout.head_keys, residuals, head, self.head_std):
-            tensors[key] = free + residual * std
+        for key, residual, part, std in zip(self.layout.head_keys, residuals, free, self.head_std):
+            tensors[key] = part + residual * std
         return tensors
 
     def decode_matrices(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -190,8 +194,17 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         lora = self.filled.expand(len(class_mask), -1, -1)
         if not self.layout.head_keys:
             return lora
-        row = torch.arange(self.layout.token_dim, device=class_mask.device) <= self.layout.feature_dim
+        row = torch.arange(self.layout.token_dim, device=class_mask.device) <= self.layout.feature_dim + 1
         return torch.cat([lora, class_mask.unsqueeze(-1) & row], dim=1)
+
+    def _residual(
+        self, tensors: dict[str, torch.Tensor], head: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the head is beyond the free one: weight, bias, and the gain, which leaves the smallest weight."""
+        (weight, bias), (free, free_bias) = (tensors[key] for key in self.layout.head_keys), head
+        norm = free.square().sum(dim=-1)
+        gain = torch.where(norm > 0, (weight * free).sum(dim=-1) / norm, 1.0)  # padding has no free row
+        return weight - gain.unsqueeze(-1) * free, bias - gain * free_bias, gain - 1
 
     def _check_head(self, head: tuple[torch.Tensor, torch.Tensor] | None) -> None:
         if (head is None) == bool(self.layout.head_keys):

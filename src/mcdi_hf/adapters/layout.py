@@ -55,7 +55,8 @@ class AdapterLayout:
     """The tensors of a LoRA adapter, with a linear head or without, and their cut into wide tokens.
 
     A LoRA matrix is read rank by rank (`lora_A` as it is, `lora_B` transposed) and cut into tokens of `token_dim`
-    numbers, the last one padded. The head has one token a class: its row of the weight, then its bias.
+    numbers, the last one padded. The head has one token a class: its row of the weight, its bias, and a
+    gain on the free row, see [`AdapterCodec`].
 
     Args:
         modules (`list[LoraModule]`): The adapted modules, in the backbone's order.
@@ -65,10 +66,10 @@ class AdapterLayout:
     """
 
     def __init__(self, modules: list[LoraModule], head_name: str | None, feature_dim: int, token_dim: int) -> None:
-        if head_name is not None and token_dim <= feature_dim:
+        if head_name is not None and token_dim < feature_dim + 2:
             raise ValueError(
-                f"token_dim is {token_dim}: a class's token holds {feature_dim} weights and a bias, so it must be at "
-                f"least {feature_dim + 1}."
+                f"token_dim is {token_dim}: a class's token holds {feature_dim} weights, a bias and a gain, so it must be "
+                f"at least {feature_dim + 2}."
             )
         self.modules = modules
         self.head_name = head_name

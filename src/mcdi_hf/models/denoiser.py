@@ -122,7 +122,7 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
             sizes (`int`): `cond_dim`, `dim`, `num_layers`, `num_heads`, `ff_mult`.
         """
         tokens = [list(astuple(token)) for token in layout.tokens]
-        head_width = layout.feature_dim + 1 if layout.head_keys else 0
+        head_width = layout.feature_dim + 2 if layout.head_keys else 0
         return cls(tokens, layout.token_dim, head_width, **sizes)
 
     def forward(
