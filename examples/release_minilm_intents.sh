@@ -10,6 +10,6 @@ runs=runs/mcdi-minilm-intents
     --train_domains banking credit_cards kitchen_and_dining home auto_and_commute travel \
     --query_split validation --ways 3 15 --num_tasks 256 --shared_steps 300 --output_dir "$runs"
 .venv/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-    examples/train_mcdi.py --trajectories "$runs/trajectories" --dataset_name "$dataset" --validation_domains utility \
-    --output_dir "$runs/generator"
+    examples/train_mcdi.py --config examples/configs/minilm_intents.json --trajectories "$runs/trajectories" \
+    --dataset_name "$dataset" --output_dir "$runs/generator"
 cp -r "$runs/generator/pipeline/." model_cards/mcdi-minilm-intents/
