@@ -57,6 +57,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # an argument of train_mcdi.py may begin one of these
     )
+    parser.add_argument("--config", type=Path, help="a JSON file of arguments of train_mcdi.py")
     parser.add_argument("--pretrained_model_name_or_path", required=True, help="the backbone")
     parser.add_argument("--trajectories", required=True)
     parser.add_argument("--dataset_name", required=True, help="where the trajectories' data set is")
@@ -80,6 +81,8 @@ def train(args: argparse.Namespace, passed: list[str], name: str, seed: int) -> 
         command = [sys.executable, Path(__file__).with_name("train_mcdi.py"), *passed, *SETTINGS[name]]
         for key in ("pretrained_model_name_or_path", "trajectories", "dataset_name"):
             command += [f"--{key}", getattr(args, key)]
+        if args.config:
+            command += ["--config", args.config]
         command += ["--seed", seed, "--output_dir", folder]
         if (folder / "checkpoints").exists():
             command += ["--resume_from_checkpoint", "latest"]
@@ -228,8 +231,10 @@ class AdapterReptile:
 def main() -> None:
     args, passed = arguments()
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    settings = {key: value for key, value in vars(args).items() if key not in ("seeds", "output_dir")}
-    results = Results(args.output_dir / "accuracy.json", settings | {"train_mcdi.py": passed})
+    settings = {key: value for key, value in vars(args).items() if key not in ("seeds", "output_dir", "config")}
+    # what the file says, not its name: it may be edited between two runs
+    settings |= {"config": args.config and json.loads(args.config.read_text()), "train_mcdi.py": passed}
+    results = Results(args.output_dir / "accuracy.json", settings)
     test = Test(args)
     for seed in args.seeds:
         frozen, start = initial_adapter(test.layout), test.shared_start()

@@ -129,6 +129,14 @@ class Family:
         given = [Source.from_dict(one) for one in values["sources"]]
         given = [replace(one, dataset_name=str(args.data_root / one.dataset_name)) for one in given]
         own = [Source.from_dict(one) for one in self.description["sources"]]
+        trained, names = self.description["train_domains"], {one.dataset_name for one in own}
+        judged = values["validation_domains"] + values["test_domains"] * any(
+            one.dataset_name in names for one in given
+        )
+        if shared := sorted(set(judged) & set(judged if trained is None else trained)):
+            raise ValueError(
+                f"The trajectories of the family {self.name!r} were made on {shared}: judge it on others."
+            )
         self.splits = {
             "test": self._split(given, values["test_domains"], values["split"]),
             "validation": self._split(

@@ -28,7 +28,8 @@ class Split:
     ) -> None:
         views = augmented_views(inputs_of(table), num_views)
         self.examples = stacked.encode(views, num_views=num_views, cache_dir=cache_dir)
-        self.features = stacked.features_of_all(codec.mean_adapter(), self.examples, torch.arange(len(views)))
+        mean = {key: value.to(stacked.device) for key, value in codec.mean_adapter().items()}
+        self.features = stacked.features_of_all(mean, self.examples, torch.arange(len(views)))
 
 
 class Data:
@@ -62,9 +63,10 @@ class Data:
         self.codec.fit_matrices(final_adapters(trajectories, self.codec.layout))
         # The condition is what the head reads under the mean adapter, so that comes first.
         self.train = Split(train, self.stacked, self.codec, args.cache_dir, args.num_views)
+        # Batches are made on the CPU, where the codec is.
         self.batches = TrajectoryBatches(
             trajectories,
-            self.train.features,
+            self.train.features.cpu(),
             self.codec,
             tuple(args.shots),
             args.train_batch_size,

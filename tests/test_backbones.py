@@ -2,7 +2,8 @@ import pytest
 import torch
 from fake_hub import FakeHub
 from huggingface_hub import create_repo, upload_folder
-from tiny import tiny_backbone, tiny_backbone_folder, tiny_image_backbone
+from scripts import save_backbone
+from tiny import tiny_backbone, tiny_backbone_folder, tiny_image_backbone, tiny_language_model
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -80,6 +81,20 @@ def test_a_backbone_remembers_the_commit_that_it_is_of(hub: FakeHub) -> None:
     assert newest.revision == commits[1] != commits[0] == first.revision
     assert newest.fingerprint == tiny_backbone(seed=1).fingerprint and first.fingerprint == tiny_backbone().fingerprint
     assert tiny_backbone().revision is None
+    record = {"name_or_path": "tester/encoder", "revision": commits[0], "pooling": "mean", "max_length": 32}
+    again = FrozenBackbone.of(record)
+    assert (again.revision, again.fingerprint, again.max_length) == (commits[0], first.fingerprint, 32)
+    moved = FrozenBackbone.of(record, tiny_backbone_folder(1))  # no commit of the Hub is in a folder
+    assert moved.revision is None and moved.name_or_path == "tester/encoder"
+
+
+def test_the_backbone_of_adapters_is_in_float32_as_they_are(tmp_path) -> None:
+    language_model = tiny_language_model()
+    language_model.model.to(torch.bfloat16)
+    place = str(save_backbone(language_model, tmp_path))
+    assert FrozenBackbone.from_pretrained(place, "last_token").model.dtype == torch.bfloat16
+    record = {"name_or_path": place, "revision": None, "pooling": "last_token", "max_length": 32}
+    assert FrozenBackbone.of(record).model.dtype == torch.float32
 
 
 def test_images_have_a_pooling_of_their_own(tmp_path) -> None:

@@ -204,6 +204,18 @@ def test_what_cannot_be_rotated_is_refused(make: Callable[[Dataset], object], me
         make(tiny_image_dataset())
 
 
+def test_groups_that_are_left_out_need_no_examples() -> None:
+    data = tiny_dataset()
+    rows = LabelledRows(data, "label", "domain")
+    name = next(iter(rows.groups["north"]))
+    rows.groups["north"] = {name: rows.groups["north"][name][:1]}
+    query_rows = LabelledRows(data, "label", "domain", range(32, 96))
+    for sampler in (EpisodeSampler(rows, (2, 4), (3, 3), 1), EpisodeSampler(rows, (2, 4), (3, 3), 1, 0, query_rows)):
+        assert {sampler[number].group for number in range(20)} == {"south", "west"}
+    with pytest.raises(ValueError, match="Too few examples for 3 shots"):
+        EpisodeSampler(rows, (1, 4), (3, 3), 1)
+
+
 def without_class(data: Dataset) -> Dataset:
     """The data set with a row of no class, as hidden test splits have them."""
     features = Features({"label": data.features["label"], "text": Value("string")})

@@ -119,17 +119,20 @@ class FrozenBackbone:
 
     @classmethod
     def of(cls, base_model: dict[str, Any], pretrained_model_name_or_path: str | None = None) -> "FrozenBackbone":
-        """Load the backbone that adapters were made for.
+        """Load the backbone that adapters were made for, in float32, in which they were made.
 
         Args:
             base_model (`dict`):
-                Its record in the config of [`AdapterCodec`]: the name, the pooling and the length of texts.
+                Its record in the config of [`AdapterCodec`]: the name, the commit, the pooling and the length of texts.
             pretrained_model_name_or_path (`str`, *optional*):
-                Where it lies, if not under its name.
+                Where it lies, if not under its name; its main branch is taken then.
         """
         name = base_model["name_or_path"]
         place = pretrained_model_name_or_path or name
-        return cls.from_pretrained(place, base_model["pooling"], name, base_model["max_length"])
+        revision = base_model.get("revision") if place == name else None  # early records have none
+        return cls.from_pretrained(
+            place, base_model["pooling"], name, base_model["max_length"], revision, dtype=torch.float32
+        )
 
     @property
     def fingerprint(self) -> str:

@@ -111,7 +111,7 @@ class EpisodeSampler:
             raise ValueError(
                 f"No group has {ways[0]} classes; they have { {g: len(c) for g, c in rows.groups.items()} }."
             )
-        counts = {(group, label): len(found) for group, own in rows.groups.items() for label, found in own.items()}
+        counts = {(group, label): len(found) for group in self.groups for label, found in rows.groups[group].items()}
         if query_rows is not None:
             there = {(group, label) for group, own in query_rows.groups.items() for label in own}
             if missing := sorted(counts.keys() - there):

@@ -66,6 +66,7 @@ def ended(collected: Collected, tmp_path_factory: pytest.TempPathFactory) -> tup
     command = [*fixed, "--families", families, "--only", "tiny", "--output"]
     unknown_bar = write_families(root / "unknown_bar.json", bars=["paper", "moon"])
     untuned = write_families(root / "untuned.json", validation_kinds=["2x1"])
+    leak = write_families(root / "leak.json", test_domains=DOMAINS[1:])
     # What a run that was interrupted after its first rows leaves behind.
     begun = write_families(root / "begun.json", kinds=["2x1"])
     half = [*fixed, "--only", "tiny", "--output", root / "half" / "results.jsonl", "--families"]
@@ -80,6 +81,7 @@ def ended(collected: Collected, tmp_path_factory: pytest.TempPathFactory) -> tup
             "unknown_family": [*fixed, "--families", families, "--only", "huge", "--output", root / "no" / "file"],
             "unknown_bar": [*fixed, "--families", unknown_bar, "--output", root / "no" / "file"],
             "untuned": [*fixed, "--families", untuned, "--output", root / "no" / "file"],
+            "leak": [*fixed, "--families", leak, "--only", "tiny", "--output", root / "leak.jsonl"],
         }
     )
 
@@ -133,3 +135,10 @@ def test_what_cannot_be_done_is_refused_before_any_work(ended: tuple[Path, dict]
         code, printed, said = found[name]
         assert code == 1 and not printed and text in said.splitlines()[-1]
     assert not (root / "no").exists()
+
+
+def test_domains_that_the_generator_was_trained_on_are_no_test(ended: tuple[Path, dict]) -> None:
+    root, found = ended
+    code, printed, said = found["leak"]
+    assert code == 1 and not printed and f"'tiny' were made on ['{DOMAINS[1]}']" in said.splitlines()[-1]
+    assert not list(root.glob("leak*.safetensors"))

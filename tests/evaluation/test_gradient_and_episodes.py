@@ -75,6 +75,9 @@ def test_accuracies_of_a_language_model_are_those_of_its_words() -> None:
             assert query_accuracy(pipe.stacked, adapter.tensors, examples, task) == pytest.approx(accuracy)
             found.add(accuracy)
     assert len(found) > 1
+    for conditions in (tasks[::-1], tasks[:1]):
+        with pytest.raises(ValueError, match="as many classes each"):
+            generated_accuracies(pipe, examples, features, tasks, conditions)
 
 
 def test_an_encoder_has_no_words_in_place_of_a_head() -> None:

@@ -1,5 +1,6 @@
 """The ablation of meta-training as a user runs it: every setting trained for two steps from tiny trajectories."""
 
+import json
 import re
 from pathlib import Path
 
@@ -19,13 +20,17 @@ def ended(collected: Collected, tmp_path_factory: pytest.TempPathFactory) -> tup
     command = [EXAMPLES / "ablate_meta_training.py", *data, "--kind", "2x1", "--episodes", 4, "--seeds", 0]
     command += ["--reptile_steps", 2, "--reptile_shots", 4, "--output_dir", folder]
     # The rest is for train_mcdi.py.
-    command += "--dim 16 --num_layers 1 --max_train_steps 2 --validation_tasks 2x1 --num_validation_episodes 2".split()
-    command += ["--validation_domains", DOMAINS[2]]
+    configs = [folder.with_name(name) for name in ("config.json", "edited.json")]
+    for path, layers in zip(configs, (1, 2)):
+        path.write_text(json.dumps({"dim": 16, "num_layers": layers}))
+    command += "--max_train_steps 2 --validation_tasks 2x1 --num_validation_episodes 2".split()
+    command += ["--validation_domains", DOMAINS[2], "--config", configs[0]]
     return folder, run_each(
         {
             "first": [*command, "--test_domains", DOMAINS[2]],
             "second": [*command, "--test_domains", DOMAINS[2]],
             "other": [*command, "--test_domains", DOMAINS[2], "--max_train_steps", 3, "--temperature", 0.5],
+            "edited": [*command, "--test_domains", DOMAINS[2], "--config", configs[1]],
             "leak": [*command, "--test_domains", *DOMAINS[1:], "--output_dir", folder.with_name("leak")],
         }
     )
@@ -56,6 +61,8 @@ def test_other_settings_and_leaks_are_refused_before_any_work(ended: tuple[Path,
     code, printed, said = found["other"]
     line = said.splitlines()[-1]
     assert code == 1 and not printed and "temperature is 1.0 there, 0.5 here" in line and "train_mcdi.py is [" in line
+    code, printed, said = found["edited"]
+    assert code == 1 and "'num_layers': 1} there, {'dim': 16, 'num_layers': 2} here" in said.splitlines()[-1]
     code, printed, said = found["leak"]
     assert code == 1 and not printed and f"were made on the test domains ['{DOMAINS[1]}']" in said.splitlines()[-1]
     assert not list(folder.with_name("leak").rglob("*"))

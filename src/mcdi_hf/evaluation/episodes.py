@@ -58,6 +58,8 @@ def generated_accuracies(
     Returns:
         The share of right answers for each task.
     """
+    if conditions is not None and [len(one.classes) for one in conditions] != [len(one.classes) for one in tasks]:
+        raise ValueError("The conditions are not as many as the tasks, with as many classes each: expected the same.")
     found = []
     for first in range(0, len(tasks), tasks_at_once):
         part = slice(first, first + tasks_at_once)
