@@ -9,6 +9,7 @@ The last lines are the bars.
 """
 
 import argparse
+import hashlib
 import json
 import operator
 from collections import defaultdict
@@ -29,6 +30,7 @@ from mcdi_hf.trajectories.dataset import final_adapters
 from mcdi_hf.trajectories.shared import imprint_scale_for, initial_adapter
 
 
+ROOT = Path(__file__).parents[1]
 FROZEN, SHARED, FREE = "frozen + imprinted head", "one shared adapter", "mean adapter, imprinted head"
 NEAREST, GRADIENT = "nearest training adapter", "gradient LoRA on the same shots"
 GENERATED, SHUFFLED = "generated, mean of 8", "generated, another task's condition"
@@ -97,6 +99,14 @@ def read_families(path: Path, only: list[str] | None) -> list[dict]:
     return families
 
 
+def fingerprint(pipeline: Path) -> str:
+    """A hash of a generator's weights and settings; another one has another, whatever the folder is called."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in pipeline.rglob("*") if path.suffix in (".json", ".safetensors")):
+        digest.update(path.relative_to(pipeline).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 class Family:
     """A generator and what its tasks are made of.
 
@@ -114,8 +124,7 @@ class Family:
         self.values, self.args, self.name = values, args, values["name"]
         backbone = values.get("backbone")
         backbone = installed_backbone() if backbone is None else str(args.runs_root / backbone)
-        root = Path(__file__).parents[1]
-        self.pipe = MCDiPipeline.from_pretrained(root / values["pipeline"], base_model_name_or_path=backbone)
+        self.pipe = MCDiPipeline.from_pretrained(ROOT / values["pipeline"], base_model_name_or_path=backbone)
         self.pipe.set_progress_bar_config(disable=True)
         self.stacked, self.codec = self.pipe.stacked, self.pipe.codec
         self.frozen = initial_adapter(self.codec.layout)  # does nothing: lora_B is zero
@@ -265,7 +274,10 @@ def measure(family: Family, rivals: Rivals, kind: str, seed: int) -> dict[str, l
 def run(args: argparse.Namespace, families: list[dict]) -> list[dict]:
     """Every kind and seed of every family, those that an earlier run left included."""
     lines = [json.loads(line) for line in args.output.read_text().splitlines()] if args.output.exists() else []
-    lines = [line for line in lines if line["seed"] in args.seeds]
+    generators = {values["name"]: fingerprint(ROOT / values["pipeline"]) for values in families}
+    lines = [line for line in lines if line["seed"] in args.seeds and line["family"] in generators]
+    if other := sorted({one["family"] for one in lines if one.get("generator") != generators[one["family"]]}):
+        raise ValueError(f"{args.output} was made with other generators of {other}: take another --output.")
     if other := {len(line["accuracy"][FROZEN]) for line in lines} - {args.episodes}:
         raise ValueError(
             f"{args.output} was made with --episodes {sorted(other)}, not {args.episodes}: take another --output."
@@ -281,7 +293,8 @@ def run(args: argparse.Namespace, families: list[dict]) -> list[dict]:
         rivals = Rivals(family)
         for kind, seed in tqdm(plan, desc=family.name):
             accuracy = measure(family, rivals, kind, seed)
-            lines.append({"family": family.name, "kind": kind, "seed": seed, "accuracy": accuracy})
+            line = {"family": family.name, "generator": generators[family.name], "kind": kind, "seed": seed}
+            lines.append(line | {"accuracy": accuracy})
             with args.output.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
     return lines

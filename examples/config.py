@@ -17,7 +17,10 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     first.add_argument("--config", type=Path)
     path = first.parse_known_args()[0].config
     given = [] if path is None else _as_arguments(path)
-    return parser.parse_args([*given, *sys.argv[1:]])
+    args = parser.parse_args([*given, *sys.argv[1:]])
+    if args.config != path:  # it was shortened
+        parser.error(f"--config {args.config} was not read: write --config in full.")
+    return args
 
 
 def _as_arguments(path: Path) -> list[str]:

@@ -53,6 +53,17 @@ def test_what_the_script_does_not_know_is_refused(
         parse(monkeypatch, tmp_path, {"needed": "yes"} | values)
 
 
+def test_a_config_that_is_not_read_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"needed": "yes"}))
+    monkeypatch.setattr(sys, "argv", ["script", "--needed", "no", "--conf", str(path)])
+    with pytest.raises(SystemExit):
+        parse_args(parser())
+    assert "config.json was not read" in capsys.readouterr().err
+
+
 def test_a_file_of_something_else_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds a list: expected one JSON object"):
         parse(monkeypatch, tmp_path, ["steps"])

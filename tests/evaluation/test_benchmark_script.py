@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,22 @@ def test_what_cannot_be_done_is_refused_before_any_work(ended: tuple[Path, dict]
         code, printed, said = found[name]
         assert code == 1 and not printed and text in said.splitlines()[-1]
     assert not (root / "no").exists()
+
+
+def test_another_generator_has_other_results(ended: tuple[Path, dict]) -> None:
+    root, found = ended
+    generator = shutil.copytree(root / "generator" / "pipeline", root / "retrained")
+    command = [EXAMPLES / "benchmark_training.py", "--data_root", root, "--output", root / "results.jsonl"]
+    command += ["--episodes", EPISODES, "--only", "tiny", "--families"]
+    same = [*command, write_families(root / "moved.json", pipeline=str(generator))]
+    index = json.loads((generator / "model_index.json").read_text())
+    weaker = shutil.copytree(generator, root / "weaker")
+    (weaker / "model_index.json").write_text(json.dumps(index | {"strength": 0.25}))
+    other = [*command, write_families(root / "weaker.json", pipeline=str(weaker))]
+    ends = run_each({"same": [*same, "--seeds", *SEEDS], "other": [*other, "--seeds", *SEEDS]})
+    assert ends["same"][0] == 0 and ends["same"][1].strip() == found["second"][1].strip()
+    code, printed, said = ends["other"]
+    assert code == 1 and not printed and "made with other generators of ['tiny']" in said.splitlines()[-1]
 
 
 def test_domains_that_the_generator_was_trained_on_are_no_test(ended: tuple[Path, dict]) -> None:

@@ -98,11 +98,6 @@ def imprinted_accuracies(features: torch.Tensor, scale: float, tasks: list[Task]
     return episodes.accuracies(head_logits(features[episodes.query], *head, episodes.class_mask))
 
 
-def support_features(features: torch.Tensor, task: Task) -> dict[str, torch.Tensor]:
-    """A task's support as ready features, from those of all rows `(rows, feature_dim)`."""
-    return {name: features[list(rows)] for name, rows in zip(task.classes, task.support)}
-
-
 def support_texts(texts: list[str], task: Task) -> dict[str, list[str]]:
     """A task's support as texts, from those of all rows."""
     return {name: [texts[row] for row in rows] for name, rows in zip(task.classes, task.support)}
