@@ -26,6 +26,7 @@ from training_data import Split, episodes
 
 from mcdi_hf import EpisodeSampler, LabelledRows, MCDiPipeline, Task, load_trajectories, train_shared_adapter
 from mcdi_hf.evaluation.episodes import generated_accuracies, imprinted_accuracies
+from mcdi_hf.evaluation.logistic import logistic_accuracies
 from mcdi_hf.trajectories.dataset import final_adapters
 from mcdi_hf.trajectories.shared import imprint_scale_for, initial_adapter
 
@@ -33,6 +34,7 @@ from mcdi_hf.trajectories.shared import imprint_scale_for, initial_adapter
 ROOT = Path(__file__).parents[1]
 FROZEN, SHARED, FREE = "frozen + imprinted head", "one shared adapter", "mean adapter, imprinted head"
 NEAREST, GRADIENT = "nearest training adapter", "gradient LoRA on the same shots"
+LOGISTIC = "frozen + logistic regression"
 GENERATED, SHUFFLED = "generated, mean of 8", "generated, another task's condition"
 ONE_DRAW = "generated, one draw"
 
@@ -262,8 +264,9 @@ def measure(family: Family, rivals: Rivals, kind: str, seed: int) -> dict[str, l
     return {
         FROZEN: imprinted_accuracies(frozen, rivals.frozen_scale, tasks),
         SHARED: imprinted_accuracies(shared, shared_scale, tasks),
+        LOGISTIC: logistic_accuracies(frozen, tasks),
         FREE: imprinted_accuracies(split.features, family.codec.config.imprint_scale, tasks),
-        NEAREST: rivals.nearest(few),
+        NEAREST: rivals.nearest(tasks),
         GRADIENT: gradient_accuracies(family.stacked, examples, frozen, few, settings, rivals.frozen_scale, seed),
         ONE_DRAW: generated(num_candidates=1),
         GENERATED: generated(),
