@@ -53,7 +53,7 @@ BARS = {
     "shuffling_costs_five_points": ("over_shuffled", lambda found: found[GENERATED] - found[SHUFFLED], ">=", 0.05),
     "best_free_rival": (
         "over_best_free_rival",
-        lambda found: found[GENERATED] - max(found[way] for way in (FROZEN, SHARED, FREE, NEAREST)),
+        lambda found: found[GENERATED] - max(found[way] for way in (FROZEN, SHARED, LOGISTIC, FREE, NEAREST)),
         ">=",
         0,
     ),
