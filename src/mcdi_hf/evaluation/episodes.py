@@ -7,6 +7,7 @@ from ..adapters.stacked import StackedLora
 from ..episodes import Episodes, rows_and_labels
 from ..layers import EncodedExamples
 from ..pipelines.pipeline_mcdi import MCDiPipeline
+from ..pipelines.support import SupportBatch
 from ..tasks import Task
 
 
@@ -65,7 +66,6 @@ def generated_accuracies(
         part = slice(first, first + tasks_at_once)
         episodes = Episodes.of(tasks[part], pipe.stacked.device)
         seen = episodes if conditions is None else Episodes.of(conditions[part], pipe.stacked.device)
-        support = features[episodes.support]
         tokens = pipe.sample(
             features[seen.support].repeat_interleave(num_candidates, dim=0),
             seen.labels.repeat_interleave(num_candidates, dim=0),
@@ -75,8 +75,10 @@ def generated_accuracies(
         )
         tokens = tokens.unflatten(0, (-1, num_candidates)).mean(dim=1)
         tokens = tokens * (pipe.config.strength if strength is None else strength)
-        inputs = examples[episodes.support.flatten()]
-        tensors = pipe.complete(tokens, support, inputs, episodes.labels, episodes.class_mask)
+        batch = SupportBatch(
+            features[episodes.support], episodes.labels, episodes.class_mask, episodes.support, examples
+        )
+        tensors = pipe.complete(tokens, batch)
         words = pipe.stacked.word_heads([task.classes for task in tasks[part]])
         logits = pipe.stacked.logits(tensors, examples[episodes.query.flatten()], episodes.class_mask, words)
         found += episodes.accuracies(logits)

@@ -8,8 +8,8 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..adapters.codec import AdapterCodec
+from ..adapters.completion import complete_adapters
 from ..adapters.generated import GeneratedAdapter
-from ..adapters.head import class_means, imprint_head
 from ..models.denoiser import MCDiDenoiser
 from ..models.task_encoder import TaskEncoder
 from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
@@ -181,7 +181,7 @@ class MCDiPipeline(BackboneMixin, DiffusionPipeline):
         if output_type == "latent":
             adapters = latents
         else:
-            tensors = self._complete(latents, batch)
+            tensors = self.complete(latents, batch)
             if output_type == "pt":
                 adapters = torch.cat([value.flatten(1) for value in tensors.values()], dim=1)
             else:
@@ -257,43 +257,24 @@ class MCDiPipeline(BackboneMixin, DiffusionPipeline):
         (support,) = self._support_sets(support)
         batch = self._embed_batch([support], self._execution_device)
         tokens = self.codec.mean.new_zeros(1, self.codec.num_tokens(len(support)), self.codec.layout.token_dim)
-        return self._as_adapters(self._complete(tokens, batch), [support], 0, 0, None)[0]
+        return self._as_adapters(self.complete(tokens, batch), [support], 0, 0, None)[0]
 
-    def complete(
-        self,
-        tokens: torch.Tensor,
-        features: torch.Tensor,
-        inputs: dict[str, torch.Tensor] | None,
-        labels: torch.Tensor,
-        class_mask: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
+    def complete(self, tokens: torch.Tensor, batch: SupportBatch) -> dict[str, torch.Tensor]:
         """Read adapters from sampled tokens, with the free part of their heads, if any, imprinted as the config says.
 
         Args:
-            tokens (`torch.Tensor` of shape `(rows, tokens, token_dim)`):
+            tokens (`torch.Tensor` of shape `(tasks, tokens, token_dim)`):
                 As [`MCDiPipeline.sample`] makes them.
-            features, labels, class_mask:
-                As in [`MCDiPipeline.sample`].
-            inputs (`dict[str, torch.Tensor]`, *optional*):
-                The upper layers' inputs for the `rows * examples` support examples, padding included; needed to
-                imprint from the generated adapter.
+            batch (`SupportBatch`):
+                The support sets; their examples are needed to imprint from the generated adapters.
 
         Returns:
-            Key on disk -> `torch.Tensor` of shape `(rows, *shape)`.
+            Key on disk -> `torch.Tensor` of shape `(tasks, *shape)`.
         """
-        if not self.codec.layout.head_keys:
-            return self.codec.decode(tokens)
-        scale = self.codec.config.imprint_scale
-        if self.config.imprint_from == "mean":
-            means = class_means(features, labels, class_mask.shape[1]).to(self.codec.mean.dtype)
-            head = imprint_head(means, scale, class_mask)
-        else:
-            head = self.stacked.imprint(self.codec.decode_matrices(tokens), inputs, labels, class_mask, scale)
-        return self.codec.decode(tokens, head)
-
-    def _complete(self, tokens: torch.Tensor, batch: SupportBatch) -> dict[str, torch.Tensor]:
-        inputs = None if self.config.imprint_from == "mean" else batch.examples[batch.rows.flatten()]
-        return self.complete(tokens, batch.features, inputs, batch.labels, batch.class_mask)
+        stacked = self.stacked if self.config.imprint_from == "generated" else None
+        return complete_adapters(
+            self.codec, tokens, batch.features, batch.labels, batch.class_mask, stacked, batch.examples, batch.rows
+        )
 
     def _draw_noise(self, class_mask, generator, dtype, device) -> torch.Tensor:
         """Noise of shape `(rows, tokens, token_dim)`, each row at its own task's size."""
@@ -312,7 +293,7 @@ class MCDiPipeline(BackboneMixin, DiffusionPipeline):
         for task, own in enumerate(latents):
             part = batch.repeat(task, len(own))
             head = words and tuple(values[task].expand(len(own), *values.shape[1:]) for values in words)
-            tensors, inputs = self._complete(own, part), part.examples[part.rows.flatten()]
+            tensors, inputs = self.complete(own, part), part.examples[part.rows.flatten()]
             logits = self.stacked.logits(tensors, inputs, part.class_mask, head)
             loss = torch.nn.functional.cross_entropy(
                 logits.transpose(1, 2), part.labels, ignore_index=-1, reduction="none"

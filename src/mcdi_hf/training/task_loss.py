@@ -4,7 +4,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..adapters.codec import AdapterCodec
-from ..adapters.head import class_means, imprint_head
+from ..adapters.completion import complete_adapters
 from ..adapters.stacked import StackedLora
 from ..episodes import Episodes
 from ..layers import EncodedExamples
@@ -64,7 +64,16 @@ class TaskLoss:
         )
         condition = Condition(features + self.condition_noise * noise, episodes.labels, episodes.class_mask)
         tokens = self._predict(model, condition, steps, generators)
-        tensors = self._complete(tokens, features, episodes)
+        tensors = complete_adapters(
+            self.codec,
+            tokens,
+            features,
+            episodes.labels,
+            episodes.class_mask,
+            self.stacked if self.imprint_from == "generated" else None,
+            self.examples,
+            episodes.support,
+        )
         words = self.stacked.word_heads([task.classes for task in tasks])
         logits = self.stacked.logits(tensors, self.examples[episodes.query.flatten()], episodes.class_mask, words)
         losses = torch.nn.functional.cross_entropy(
@@ -87,18 +96,6 @@ class TaskLoss:
         timestep = self.scheduler.timesteps[steps]
         output = model(sample, timestep, condition)
         return self.scheduler.step(output, timestep, sample).pred_original_sample
-
-    def _complete(self, tokens: torch.Tensor, features: torch.Tensor, episodes: Episodes) -> dict[str, torch.Tensor]:
-        """Adapters with their heads, if the layout has one."""
-        if not self.codec.layout.head_keys:
-            return self.codec.decode(tokens)
-        scale, mask = self.codec.config.imprint_scale, episodes.class_mask
-        if self.imprint_from == "mean":
-            head = imprint_head(class_means(features, episodes.labels, mask.shape[1]), scale, mask)
-        else:
-            inputs = self.examples[episodes.support.flatten()]
-            head = self.stacked.imprint(self.codec.decode_matrices(tokens), inputs, episodes.labels, mask, scale)
-        return self.codec.decode(tokens, head)
 
     def _noise(self, shapes: list[tuple[int, int]], generators: list[torch.Generator]) -> torch.Tensor:
         draws = [torch.randn(shape, generator=generator) for shape, generator in zip(shapes, generators)]
