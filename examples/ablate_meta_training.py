@@ -198,18 +198,17 @@ class AdapterReptile:
         self.scale = imprint_scale_for(self.stacked, self.start, examples)
         for step in tqdm(range(steps), desc=f"REPTILE, seed {seed}"):
             own = [tasks[TASKS_PER_STEP * step + number] for number in range(TASKS_PER_STEP)]
-            ends = self.adapted(examples, own, 5)
+            ends = [
+                split_weights(torch.from_numpy(row["weights"][-1:]), len(row["classes"]), self.layout)
+                for row in self.trajectories(examples, own, 5)
+            ]
             zeta = 1 - step / steps
             for key in self.start:
                 mean = torch.cat([end[key] for end in ends]).mean(dim=0, keepdim=True)
                 self.start[key] = self.start[key] + zeta * (mean - self.start[key])
 
-    def adapted(self, examples: EncodedExamples, tasks: list[Task], steps: int) -> list[dict[str, torch.Tensor]]:
-        """The adapters after some steps of Adam on the support of each task."""
-        rows = self.trajectories(examples, tasks, steps)
-        return [split_weights(torch.from_numpy(row["weights"][-1:]), len(row["classes"]), self.layout) for row in rows]
-
     def trajectories(self, examples: EncodedExamples, tasks: list[Task], steps: int) -> list[dict]:
+        """Some steps of Adam on the support of each task, from the start."""
         settings = TrajectorySettings(
             num_steps=steps, num_targets=1, batch_size=20, imprint_scale=self.scale, seed=self.seed
         )

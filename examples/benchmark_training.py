@@ -141,9 +141,9 @@ class Family:
         given = [replace(one, dataset_name=str(args.data_root / one.dataset_name)) for one in given]
         own = [Source.from_dict(one) for one in self.description["sources"]]
         trained, names = self.description["train_domains"], {one.dataset_name for one in own}
-        judged = values["validation_domains"] + values["test_domains"] * any(
-            one.dataset_name in names for one in given
-        )
+        judged = list(values["validation_domains"])
+        if any(one.dataset_name in names for one in given):  # another data set may call its domains the same
+            judged += values["test_domains"]
         if shared := sorted(set(judged) & set(judged if trained is None else trained)):
             raise ValueError(
                 f"The trajectories of the family {self.name!r} were made on {shared}: judge it on others."

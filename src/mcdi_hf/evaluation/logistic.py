@@ -47,7 +47,8 @@ def logistic_accuracies(features: torch.Tensor, tasks: list[Task], tasks_at_once
         tasks (`list[Task]`): The tasks.
         tasks_at_once (`int`, *optional*, defaults to 16): Tasks of a stack.
     """
-    features = (features - features.mean(dim=0)) / (features - features.mean(dim=0)).square().mean().sqrt()
+    features = features - features.mean(dim=0)
+    features = features / features.square().mean().sqrt()
     found = []
     for first in range(0, len(tasks), tasks_at_once):
         episodes = Episodes.of(tasks[first : first + tasks_at_once], features.device)
