@@ -12,6 +12,7 @@ OUTPUT_DIR/curve.json: accuracy, the same with another task's condition, and the
 import argparse
 import copy
 import json
+from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,17 @@ from mcdi_hf.trajectories.augmentation import draw_views
 
 
 LARGEST_NORM = 100  # times that of the true weights: nothing comes back from there
+
+
+class Draw(IntEnum):
+    """What a random stream is for. It comes first in the stream's seed: NumPy pads seeds with zeros behind."""
+
+    TRAJECTORIES = 1
+    INNER_STEP = 2
+    SAMPLER_STEP = 3
+    VIEWS = 4
+    NOISE = 5
+    HEALTH = 6
 
 
 def arguments() -> argparse.Namespace:
@@ -229,10 +241,10 @@ class Run:
     def outer_step(self) -> tuple[float, float]:
         """One REPTILE step on tasks that are the same on any number of processes."""
         args, step = self.args, self.progress.step
-        order = np.random.default_rng((args.seed, step)).choice(len(self.data.batches), args.tasks_per_step)
+        order = np.random.default_rng((Draw.TRAJECTORIES, args.seed, step)).choice(len(self.data.batches), args.tasks_per_step)
 
         def weight_loss(clone: torch.nn.Module, task: int, inner_step: int) -> torch.Tensor:
-            random = np.random.default_rng((args.seed, step, task, inner_step))
+            random = np.random.default_rng((Draw.INNER_STEP, args.seed, step, task, inner_step))
             generator = torch.Generator().manual_seed(int(random.integers(2**62)))
             batch = self.data.batches.draw(int(order[task]), random).to(self.accelerator.device)
             return local_consistency_loss(clone, self.pipe.scheduler, batch, generator, args.segment_weights)
@@ -262,22 +274,23 @@ class Run:
                 self.data.tasks[step * count + number],
                 len(examples),
                 examples.num_views,
-                random((args.seed, step, number, 3)),
+                random((Draw.VIEWS, args.seed, step, number)),
             )
             for number in own
         ]
-        seeds = [random((args.seed, step, number, 1)).integers(2**62) for number in own]
+        seeds = [random((Draw.NOISE, args.seed, step, number)).integers(2**62) for number in own]
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        steps = int(random((args.seed, step, 2)).integers(args.num_inference_steps))
+        steps = int(random((Draw.SAMPLER_STEP, args.seed, step)).integers(args.num_inference_steps))
         rise = min(1.0, (step + 1) / max(1, args.task_loss_warmup_steps))
         return args.task_loss_weight * rise * self.task_loss(model, tasks, steps, generators).sum() / count
 
     def validate(self, strength: float) -> dict[str, float]:
         """Mean accuracy on each kind of held-out tasks, generated without noise, and with another task's condition;
-        strength 0 is what is free."""
+        strength 0 is what is free, and sees no condition."""
         scores = {}
         for kind, tasks in self.data.validation.items():
-            for name, conditions in ((kind, None), (f"{kind}, shuffled", [*tasks[1:], tasks[0]])):
+            ways = {kind: None} | ({f"{kind}, shuffled": [*tasks[1:], tasks[0]]} if strength else {})
+            for name, conditions in ways.items():
                 found = generated_accuracies(
                     self.pipe,
                     self.data.held_out.examples,
@@ -296,7 +309,7 @@ class Run:
         self.ema.store(self.model.parameters())
         self.ema.copy_to(self.model.parameters())
         self.model.eval()
-        random = np.random.default_rng(self.args.seed)
+        random = np.random.default_rng((Draw.HEALTH, self.args.seed))
         batches = [
             self.data.batches.draw(number, random).to(self.accelerator.device)
             for number in range(min(4, len(self.data.batches)))
