@@ -33,6 +33,7 @@ from mcdi_hf.trajectories.shared import imprint_scale_for, initial_adapter
 
 ROOT = Path(__file__).parents[1]
 FROZEN, SHARED, FREE = "frozen + imprinted head", "one shared adapter", "mean adapter, imprinted head"
+FROZEN_VIEWS = "frozen + head imprinted from views"
 NEAREST, GRADIENT = "nearest training adapter", "gradient LoRA on the same shots"
 LOGISTIC = "frozen + logistic regression"
 GENERATED, SHUFFLED = "generated, mean of 8", "generated, another task's condition"
@@ -160,7 +161,8 @@ class Family:
         names = [split, query] if query else [split]
         table, spans = load_table(sources, names, domains)
         rows = [LabelledRows(table, "label", "group", spans[name], "domain") for name in names]
-        return Split(table, self.stacked, self.codec, self.args.cache_dir), rows
+        views = self.pipe.config.support_views
+        return Split(table, self.stacked, self.codec, self.args.cache_dir, support_views=views), rows
 
     def tasks(self, name: str, kind: str, seed: int, count: int) -> list[Task]:
         _, rows = self.splits[name]
@@ -181,18 +183,22 @@ class Rivals:
         stacked, self.test = family.stacked, family.splits["test"][0]
         train, rows = family.training()
         self.frozen_scale = imprint_scale_for(stacked, family.frozen, train.examples)
-        self.frozen_features = stacked.features_of_all(family.frozen, self.test.examples)
-        self.shared = {}  # seed -> features of the test examples, sharpness of the head
+        self.frozen_features = self.plain(family.frozen)
+        self.shared = {}  # seed -> features of the test examples and of their views, sharpness of the head
         for seed in self.args.seeds:
             tensors = self._shared_adapter(train, rows, seed)
             scale = tensors.pop("scale").item()
-            self.shared[seed] = stacked.features_of_all(tensors, self.test.examples), scale
+            self.shared[seed] = self.plain(tensors), self.test.features_under(tensors), scale
         picks = [
             [row for rows in support for row in rows[:2].tolist()] for support in family.trajectories["support"][:]
         ]
         self.places = torch.stack([train.features[pick].mean(dim=0) for pick in picks])
         self.adapters = final_adapters(family.trajectories, family.codec.layout)
         self.gradient = self._gradient_settings()
+
+    def plain(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the head reads of the test examples, as they are, under one adapter."""
+        return self.family.stacked.features_of_all(tensors, self.test.examples)
 
     def _shared_adapter(self, train: Split, rows: LabelledRows, seed: int) -> dict[str, torch.Tensor]:
         """One adapter trained on all training tasks, with the sharpness of its head as `scale`."""
@@ -237,14 +243,16 @@ class Rivals:
     def nearest(self, tasks: list[Task]) -> list[float]:
         """For each task the training adapter whose examples lie nearest to its support, with an imprinted head."""
         found, scale = [], self.family.codec.config.imprint_scale
-        features = torch.zeros_like(self.test.features)  # of a task's own rows only
+        features = torch.zeros(len(self.test.examples), self.family.codec.layout.feature_dim)
+        support_features = features.clone()  # both of a task's own rows only
         for task in tasks:
-            support = [row for members in task.support for row in members]
+            support = torch.tensor([row for members in task.support for row in members])
+            query = torch.tensor([row for members in task.query for row in members])
             place = self.test.features[support].mean(dim=0, keepdim=True)
             index = int(torch.nn.functional.cosine_similarity(self.places, place).argmax())
-            own = torch.tensor(support + [row for members in task.query for row in members])
-            features[own] = self.family.stacked.features_of_all(self.adapters[index], self.test.examples, own)
-            found += imprinted_accuracies(features, scale, [task])
+            support_features[support] = self.test.features_under(self.adapters[index], support)
+            features[query] = self.family.stacked.features_of_all(self.adapters[index], self.test.examples, query)
+            found += imprinted_accuracies(features, scale, [task], support_features)
         return found
 
 
@@ -253,7 +261,9 @@ def measure(family: Family, rivals: Rivals, kind: str, seed: int) -> dict[str, l
     args, split = family.args, family.splits["test"][0]
     tasks = family.tasks("test", kind, 1000 + seed, args.episodes)
     few, examples, frozen = tasks[: args.gradient_episodes], split.examples, rivals.frozen_features
-    settings, (shared, shared_scale) = rivals.gradient[shots_of(kind)], rivals.shared[seed]
+    settings, (shared, shared_views, shared_scale) = rivals.gradient[shots_of(kind)], rivals.shared[seed]
+    mean, scale = rivals.plain(family.codec.mean_adapter()), family.codec.config.imprint_scale
+    views = split.features_under(family.frozen) if family.pipe.config.support_views > 1 else None
 
     def generated(conditions: list[Task] | None = None, num_candidates: int = 8) -> list[float]:
         noise = torch.Generator().manual_seed(seed)  # the same with another task's condition
@@ -261,11 +271,13 @@ def measure(family: Family, rivals: Rivals, kind: str, seed: int) -> dict[str, l
             family.pipe, examples, split.features, tasks, conditions, num_candidates, generator=noise
         )
 
-    return {
-        FROZEN: imprinted_accuracies(frozen, rivals.frozen_scale, tasks),
-        SHARED: imprinted_accuracies(shared, shared_scale, tasks),
+    found = {FROZEN: imprinted_accuracies(frozen, rivals.frozen_scale, tasks)}
+    if views is not None:
+        found[FROZEN_VIEWS] = imprinted_accuracies(frozen, rivals.frozen_scale, tasks, views)
+    return found | {
+        SHARED: imprinted_accuracies(shared, shared_scale, tasks, shared_views),
         LOGISTIC: logistic_accuracies(frozen, tasks),
-        FREE: imprinted_accuracies(split.features, family.codec.config.imprint_scale, tasks),
+        FREE: imprinted_accuracies(mean, scale, tasks, split.features),
         NEAREST: rivals.nearest(tasks),
         GRADIENT: gradient_accuracies(family.stacked, examples, frozen, few, settings, rivals.frozen_scale, seed),
         ONE_DRAW: generated(num_candidates=1),

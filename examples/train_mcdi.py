@@ -61,6 +61,7 @@ def arguments() -> argparse.Namespace:
     group.add_argument(
         "--num_views", type=int, default=1, help="views of an example in fresh tasks, all but one augmented"
     )
+    group.add_argument("--support_views", type=int, default=1, help="see MCDiPipeline; needs --imprint_from mean")
     group.add_argument("--condition_noise", type=float, default=1.5, help="noise on the condition, in its own spread")
     group = parser.add_argument_group("the generator")
     group.add_argument("--objective", choices=sorted(OBJECTIVES), default="mc")
@@ -118,6 +119,8 @@ def arguments() -> argparse.Namespace:
         parser.error("--push_to_hub needs --hub_model_id.")
     if not args.tasks_per_step and not args.task_loss_weight:
         parser.error("--tasks_per_step 0 leaves the task loss alone, but --task_loss_weight is 0.")
+    if args.support_views > 1 and args.imprint_from != "mean":
+        parser.error("--support_views above 1 needs --imprint_from mean.")
     return args
 
 
@@ -155,6 +158,9 @@ def build_pipeline(args: argparse.Namespace, data: Data) -> MCDiPipeline:
         scheduler,
         num_inference_steps=args.num_inference_steps,
         imprint_from=args.imprint_from,
+        support_views=args.support_views,
+        trained_ways=data.description["tasks"]["ways"],
+        trained_shots=args.shots,
     )
     pipe.backbone = data.stacked.backbone
     pipe.set_progress_bar_config(disable=True)
@@ -241,7 +247,9 @@ class Run:
     def outer_step(self) -> tuple[float, float]:
         """One REPTILE step on tasks that are the same on any number of processes."""
         args, step = self.args, self.progress.step
-        order = np.random.default_rng((Draw.TRAJECTORIES, args.seed, step)).choice(len(self.data.batches), args.tasks_per_step)
+        order = np.random.default_rng((Draw.TRAJECTORIES, args.seed, step)).choice(
+            len(self.data.batches), args.tasks_per_step
+        )
 
         def weight_loss(clone: torch.nn.Module, task: int, inner_step: int) -> torch.Tensor:
             random = np.random.default_rng((Draw.INNER_STEP, args.seed, step, task, inner_step))
@@ -273,7 +281,7 @@ class Run:
             draw_views(
                 self.data.tasks[step * count + number],
                 len(examples),
-                examples.num_views,
+                args.num_views,
                 random((Draw.VIEWS, args.seed, step, number)),
             )
             for number in own

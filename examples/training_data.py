@@ -16,7 +16,17 @@ from mcdi_hf.trajectories.dataset import final_adapters
 
 
 class Split:
-    """A table of examples as the backbone sees it, below the adapted layers and through the mean adapter."""
+    """A table of examples as the backbone sees it, below the adapted layers and through the mean adapter.
+
+    Args:
+        table (`Dataset`): The examples.
+        stacked (`StackedLora`): The backbone.
+        codec (`AdapterCodec`): With the mean adapter.
+        cache_dir (`Path`, *optional*): Keeps what the frozen lower layers make.
+        num_views (`int`, *optional*, defaults to 1): Views of every example to draw from.
+        support_views (`int`, *optional*, defaults to 1): Views that the features of an example are the mean of, as in
+            [`MCDiPipeline`].
+    """
 
     def __init__(
         self,
@@ -25,11 +35,35 @@ class Split:
         codec: AdapterCodec,
         cache_dir: Path | None = None,
         num_views: int = 1,
+        support_views: int = 1,
     ) -> None:
-        views = augmented_views(inputs_of(table), num_views)
-        self.examples = stacked.encode(views, num_views=num_views, cache_dir=cache_dir)
-        mean = {key: value.to(stacked.device) for key, value in codec.mean_adapter().items()}
-        self.features = stacked.features_of_all(mean, self.examples, torch.arange(len(views)))
+        count = max(num_views, support_views)
+        views = augmented_views(inputs_of(table), count)
+        self.examples = stacked.encode(views, num_views=count, cache_dir=cache_dir)
+        self.num_views, self.support_views, self.stacked = num_views, support_views, stacked
+        self.features = self.features_under(codec.mean_adapter())
+
+    def features_under(self, tensors: dict[str, torch.Tensor], rows: torch.Tensor | None = None) -> torch.Tensor:
+        """What a head is imprinted from, and a condition made of, under one adapter.
+
+        Args:
+            tensors (`dict[str, torch.Tensor]`): The adapter, key -> `(1, *shape)`.
+            rows (`torch.Tensor` of shape `(n,)`, *optional*): The examples wanted, as they are; without it all of them
+                and, behind them, all their views.
+
+        Returns:
+            `torch.Tensor` of shape `(n, feature_dim)` or `(num_views * examples, feature_dim)`. With several support
+            views it is their mean, whichever view a row is of.
+        """
+        tensors = {key: value.to(self.stacked.device) for key, value in tensors.items()}
+        plain = torch.arange(len(self.examples)) if rows is None else rows
+        count = self.num_views if self.support_views == 1 and rows is None else self.support_views
+        views = torch.cat([plain + view * len(self.examples) for view in range(count)])
+        features = self.stacked.features_of_all(tensors, self.examples, views)
+        if self.support_views == 1:
+            return features
+        mean = features.unflatten(0, (count, -1)).mean(dim=0)
+        return mean if rows is not None else mean.repeat(self.num_views, 1)
 
 
 class Data:
@@ -62,7 +96,7 @@ class Data:
         check_disjoint(train=rows, validation=held_rows)
         self.codec.fit_matrices(final_adapters(trajectories, self.codec.layout))
         # The condition is what the head reads under the mean adapter, so that comes first.
-        self.train = Split(train, self.stacked, self.codec, args.cache_dir, args.num_views)
+        self.train = Split(train, self.stacked, self.codec, args.cache_dir, args.num_views, args.support_views)
         # Batches are made on the CPU, where the codec is.
         self.batches = TrajectoryBatches(
             trajectories,
@@ -75,7 +109,7 @@ class Data:
         self.batches.fit_head(np.random.default_rng(args.seed))
         ways = tuple(self.description["tasks"]["ways"])
         self.tasks = EpisodeSampler(rows, ways, tuple(args.shots), args.queries_per_class, args.seed + 3)
-        self.held_out = Split(held_out, self.stacked, self.codec, args.cache_dir)
+        self.held_out = Split(held_out, self.stacked, self.codec, args.cache_dir, support_views=args.support_views)
         self.validation = {
             kind: episodes(kind, held_rows, *query_rows, seed=args.seed + 2, count=args.num_validation_episodes)
             for kind in args.validation_tasks

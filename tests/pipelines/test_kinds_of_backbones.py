@@ -151,21 +151,6 @@ def test_the_stack_says_what_peft_says(made: Made) -> None:
     assert (found - found.mean(dim=0)).abs().max() > 1e-2
 
 
-def test_select_keeps_the_candidate_of_lowest_support_loss(made: Made) -> None:
-    pipe, backbone, support = made
-    examples = [example for group in support.values() for example in group]
-    labels = torch.tensor([index for index, group in enumerate(support.values()) for _ in group])
-    settings = {"eta": 0.0, "num_inference_steps": 3, "temperature": 4.0}
-    shape = (3, pipe.codec.num_tokens(len(support)), pipe.codec.layout.token_dim)
-    noise = torch.randn(shape, generator=seeded(5))
-    singles = [pipe(support, latents=row[None], **settings).adapters[0] for row in noise]
-    losses = [torch.nn.functional.cross_entropy(logits_in_peft(one, backbone, examples), labels) for one in singles]
-    best = int(torch.stack(losses).argmin())
-    chosen = pipe(support, latents=noise, num_candidates=3, combine="select", **settings).adapters[0]
-    assert_close(chosen.tensors, singles[best].tensors)
-    assert chosen.details["support_loss"] == pytest.approx(losses[best].item(), rel=1e-3)
-
-
 def test_saved_and_loaded(made: Made, tmp_path: Path) -> None:
     pipe, _, support = made
     pipe.save_pretrained(tmp_path)

@@ -30,7 +30,8 @@ def complete_adapters(
         stacked (`StackedLora`, *optional*): With it the heads are imprinted from what each generated adapter makes of
             its support, in a pass of their own; without it from `features`.
         examples (`EncodedExamples`, *optional*): The examples of that pass.
-        rows (`torch.Tensor` of shape `(adapters, examples)`, *optional*): The support's rows in `examples`.
+        rows (`torch.Tensor` of shape `(adapters, views * examples)`, *optional*): The support's rows in `examples`, those
+            of the first view first.
 
     Returns:
         Key on disk -> `torch.Tensor` of shape `(adapters, *shape)`.

@@ -120,7 +120,8 @@ class StackedLora:
 
         Args:
             tensors (`dict[str, torch.Tensor]`): Key on disk -> `(N, *shape)`, without heads.
-            inputs (`dict[str, torch.Tensor]`): The upper layers' inputs, of `N * b` support examples.
+            inputs (`dict[str, torch.Tensor]`): The upper layers' inputs, of `N * b` support examples, or of several views:
+                each adapter's examples, then other views of all of them.
             labels (`torch.Tensor` of shape `(N, b)`): Their classes; -1 marks padding.
             class_mask (`torch.Tensor` of shape `(N, classes)`): False marks padding.
             scale (`float`): See [`imprint_head`].
@@ -128,8 +129,9 @@ class StackedLora:
         Returns:
             The weights `(N, classes, feature_dim)` and the biases `(N, classes)`.
         """
-        means = class_means(self.features(tensors, inputs), labels, class_mask.shape[1])
-        return imprint_head(means, scale, class_mask)
+        features = self.features(tensors, inputs)
+        labels = labels.repeat(1, features.shape[1] // labels.shape[1])
+        return imprint_head(class_means(features, labels, class_mask.shape[1]), scale, class_mask)
 
     @staticmethod
     def _hook(module: LoraModule, lora_a: torch.Tensor, lora_b: torch.Tensor):

@@ -86,16 +86,21 @@ def generated_accuracies(
 
 
 @torch.no_grad()
-def imprinted_accuracies(features: torch.Tensor, scale: float, tasks: list[Task]) -> list[float]:
+def imprinted_accuracies(
+    features: torch.Tensor, scale: float, tasks: list[Task], support_features: torch.Tensor | None = None
+) -> list[float]:
     """The accuracy of one adapter for all tasks, with a head imprinted from each task's support.
 
     Args:
         features (`torch.Tensor` of shape `(rows, feature_dim)`): What the head reads of every example under it.
         scale (`float`): See [`imprint_head`].
         tasks (`list[Task]`): The tasks.
+        support_features (`torch.Tensor` of shape `(rows, feature_dim)`, *optional*): What it reads of support examples,
+            if not `features`: the mean of several views, for instance.
     """
     episodes = Episodes.of(tasks, features.device)
-    means = class_means(features[episodes.support], episodes.labels, episodes.class_mask.shape[1])
+    support = features if support_features is None else support_features
+    means = class_means(support[episodes.support], episodes.labels, episodes.class_mask.shape[1])
     head = imprint_head(means, scale, episodes.class_mask)
     return episodes.accuracies(head_logits(features[episodes.query], *head, episodes.class_mask))
 

@@ -4,6 +4,7 @@ import torch
 
 from ..adapters.stacked import StackedLora
 from ..backbones import FrozenBackbone
+from ..trajectories.augmentation import augmented_views
 from .support import Support, SupportBatch, as_support_sets, check_readable
 
 
@@ -47,7 +48,7 @@ class BackboneMixin:
             Label -> `torch.Tensor` of shape `(shots, feature_dim)`.
         """
         (support,) = self._support_sets(support)
-        features = self._embed_batch([support], self._execution_device).features[0]
+        features = self._embed_batch([support], len(support)).features[0]
         return dict(zip(support, features.split([len(examples) for examples in support.values()])))
 
     def _support_sets(self, support: Support | list[Support]) -> list[dict]:
@@ -57,11 +58,22 @@ class BackboneMixin:
             check_readable(supports, self.backbone)
         return supports
 
-    def _embed_batch(self, supports: list[dict], device: torch.device) -> SupportBatch:
+    def _embed_batch(self, supports: list[dict], ways: int) -> SupportBatch:
+        """See some support sets through the mean adapter, padded to `ways` classes."""
+        device = self._execution_device
         groups = [examples for support in supports for examples in support.values()]
         if isinstance(groups[0], torch.Tensor):
-            return SupportBatch.pad(supports, torch.cat(groups).to(device))
-        stacked = self._stacked_on(device)
-        examples = stacked.encode([example for group in groups for example in group])
-        features = stacked.features_of_all(self.codec.mean_adapter(), examples)
-        return SupportBatch.pad(supports, features, examples)
+            return SupportBatch.pad(supports, ways, torch.cat(groups).to(device))
+        stacked, num_views = self._stacked_on(device), self.config.support_views
+        # a task's views do not depend on its neighbours: each counts its examples from 0
+        sets = [[example for group in support.values() for example in group] for support in supports]
+        views = [augmented_views(examples, num_views) for examples in sets]
+        ordered = [
+            example
+            for view in range(num_views)
+            for examples, own in zip(sets, views)
+            for example in own[view * len(examples) : (view + 1) * len(examples)]
+        ]
+        examples = stacked.encode(ordered, num_views=num_views)
+        features = stacked.features_of_all(self.codec.mean_adapter(), examples, torch.arange(len(ordered)))
+        return SupportBatch.pad(supports, ways, features.unflatten(0, (num_views, -1)).mean(dim=0), examples)

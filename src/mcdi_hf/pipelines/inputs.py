@@ -7,7 +7,7 @@ import torch
 from ..adapters.codec import AdapterCodec
 
 
-COMBINE = ("mean", "select")
+COMBINE = ("first", "mean", "select")
 OUTPUT_TYPES = ("peft", "pt", "latent")
 
 
@@ -25,14 +25,23 @@ def check_counts(supports: list[dict], conditions: list[dict] | None, num_candid
         raise ValueError(f"There are {len(generator)} generators for {len(supports)} support sets.")
 
 
-def check_settings(combine: str, temperature: float, output_type: str) -> None:
-    """Refuse unknown names, and a temperature below zero."""
+def check_settings(combine: str, temperature: float, output_type: str, refine_steps: int, batch_size: int) -> None:
+    """Refuse unknown names, numbers below what they count from, and what no tokens can say."""
     if combine not in COMBINE:
         raise ValueError(f"combine is {combine!r}: expected one of {', '.join(map(repr, COMBINE))}.")
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}: expected 0 or more.")
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type is {output_type!r}: expected one of {', '.join(map(repr, OUTPUT_TYPES))}.")
+    if refine_steps < 0 or batch_size < 1:
+        raise ValueError(
+            f"refine_steps is {refine_steps} and batch_size {batch_size}: expected 0 or more, and 1 or more."
+        )
+    if output_type == "latent" and (combine == "select" or refine_steps):
+        raise ValueError(
+            "output_type='latent' gives tokens, which cannot say the frozen backbone, that combine='select' may choose, "
+            "nor a refined adapter: take 'peft' or 'pt'."
+        )
 
 
 def check_latents(latents: torch.Tensor, codec: AdapterCodec, supports: list[dict], num_candidates: int) -> None:
@@ -43,13 +52,13 @@ def check_latents(latents: torch.Tensor, codec: AdapterCodec, supports: list[dic
         raise ValueError(f"latents have shape {tuple(latents.shape)}: expected {shape}.")
 
 
-def check_ready(supports: list[dict], combine: str, imprint_from: str) -> None:
+def check_ready(supports: list[dict], combine: str, imprint_from: str, refine_steps: int) -> None:
     """Refuse ready features where the examples themselves are needed."""
     ready = isinstance(next(iter(supports[0].values())), torch.Tensor)
-    if ready and (combine == "select" or imprint_from == "generated"):
+    if ready and (combine == "select" or imprint_from == "generated" or refine_steps):
         raise ValueError(
-            "combine='select' and imprint_from='generated' need examples: ready features say nothing of other adapters "
-            "than the mean."
+            "combine='select', imprint_from='generated' and refine_steps need examples: ready features say nothing of "
+            "other adapters than the mean."
         )
 
 

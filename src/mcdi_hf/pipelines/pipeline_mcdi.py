@@ -1,11 +1,11 @@
 """The pipeline: from a support set to a PEFT adapter."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils.torch_utils import randn_tensor
 
 from ..adapters.codec import AdapterCodec
 from ..adapters.completion import complete_adapters
@@ -16,13 +16,16 @@ from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
 from .backbone import BackboneMixin
 from .inputs import check_callback, check_counts, check_latents, check_ready, check_settings
 from .pipeline_output import MCDiPipelineOutput
+from .refinement import refine
+from .sampling import SamplingMixin, task_generators
+from .selection import Choice, Folds, choose, frozen_adapters
 from .support import Support, SupportBatch
 
 
 IMPRINT_FROM = ("mean", "generated")
 
 
-class MCDiPipeline(BackboneMixin, DiffusionPipeline):
+class MCDiPipeline(BackboneMixin, SamplingMixin, DiffusionPipeline):
     """Generates LoRA adapters with a classification head for a frozen backbone, from a few labelled examples.
 
     A causal language model's adapters are LoRA alone: it classifies by the word for a label that it would say next.
@@ -45,6 +48,12 @@ class MCDiPipeline(BackboneMixin, DiffusionPipeline):
             Through which adapter the support is seen when the free part of the head is imprinted: `"mean"`, the mean
             adapter of the training tasks, or `"generated"`, the one that was generated, so that the head follows it.
             That takes a second pass over the support. Adapters without a head have nothing to imprint: `"mean"`.
+        support_views (`int`, *optional*, defaults to 1):
+            How many views of a support example its features are the mean of: with more than 1, images moved a little,
+            texts short of a word, see [`augmented_views`].
+        trained_ways, trained_shots (`list[int]`, *optional*):
+            The least and the greatest number of classes, and of examples of a class, in training. A record: others are
+            served, too.
     """
 
     model_cpu_offload_seq = "task_encoder->denoiser->codec"
@@ -60,6 +69,9 @@ class MCDiPipeline(BackboneMixin, DiffusionPipeline):
         num_inference_steps: int = 20,
         strength: float = 1.0,
         imprint_from: str = "mean",
+        support_views: int = 1,
+        trained_ways: list[int] | None = None,
+        trained_shots: list[int] | None = None,
     ) -> None:
         super().__init__()
         if imprint_from not in IMPRINT_FROM:
@@ -79,6 +91,9 @@ class MCDiPipeline(BackboneMixin, DiffusionPipeline):
             num_inference_steps=num_inference_steps,
             strength=strength,
             imprint_from=imprint_from,
+            support_views=support_views,
+            trained_ways=trained_ways,
+            trained_shots=trained_shots,
         )
 
     @property
@@ -96,6 +111,9 @@ class MCDiPipeline(BackboneMixin, DiffusionPipeline):
         strength: float | None = None,
         temperature: float = 1.0,
         eta: float = 1.0,
+        refine_steps: int = 0,
+        refine_learning_rate: float = 1e-3,
+        batch_size: int = 64,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "peft",
@@ -116,8 +134,11 @@ class MCDiPipeline(BackboneMixin, DiffusionPipeline):
             num_candidates (`int`, *optional*, defaults to 1):
                 How many adapters to draw for each task, in one batch.
             combine (`str`, *optional*, defaults to `"mean"`):
-                How candidates become one adapter: `"mean"` averages them, `"select"` keeps the one with the lowest
-                loss on the support set, which needs examples.
+                How candidates become one adapter: `"first"` takes the first, `"mean"` averages them in the basis of the
+                shared start, which all of them are written in, `"select"` chooses among them, their mean, and what is
+                free (the mean adapter, and the frozen backbone, both with imprinted heads) by the cross-validated loss
+                on the support set, which needs examples. For a fold the adapters are generated anew without it, from
+                the same noise. With one example of a class there are no folds: the loss is that on the support itself.
             num_inference_steps (`int`, *optional*):
                 Steps of the scheduler; by default what the pipeline's config says.
             strength (`float`, *optional*):
@@ -127,8 +148,16 @@ class MCDiPipeline(BackboneMixin, DiffusionPipeline):
                 Scale of the starting noise and of the noise of each step; with 0 nothing is random.
             eta (`float`, *optional*, defaults to 1.0):
                 1 samples as DDPM does, 0 as DDIM, whose steps add no noise.
+            refine_steps (`int`, *optional*, defaults to 0):
+                Steps of Adam on the support set, from the adapter that was generated. They need examples.
+            refine_learning_rate (`float`, *optional*, defaults to 1e-3):
+                Adam's, with a linear decay to zero.
+            batch_size (`int`, *optional*, defaults to 64):
+                How many tasks are worked on at once: the memory grows with it and with `num_candidates`, and not with
+                the number of tasks. Results do not depend on it.
             generator (`torch.Generator` or a list of one a task, *optional*):
-                Makes the result reproducible; with a list, a task's result does not depend on its neighbours.
+                Makes the result reproducible. Every task has a stream of noise of its own, so that its result does not
+                depend on its neighbours: its generator in a list, or one that is seeded from the one generator given.
             latents (`torch.Tensor` of shape `(tasks * num_candidates, tokens, token_dim)`, *optional*):
                 The starting noise, instead of drawing it.
             output_type (`str`, *optional*, defaults to `"peft"`):
@@ -145,119 +174,71 @@ class MCDiPipeline(BackboneMixin, DiffusionPipeline):
             [`MCDiPipelineOutput`], or a tuple whose first element is its `adapters`.
         """
         # 1. Check everything before any work is done
-        check_settings(combine, temperature, output_type)
+        check_settings(combine, temperature, output_type, refine_steps, batch_size)
         supports = self._support_sets(support)
         conditions = None if condition is None else self._support_sets(condition)
         check_counts(supports, conditions, num_candidates, generator)
         if latents is not None:
             check_latents(latents, self.codec, supports, num_candidates)
-        check_ready(supports, combine, self.config.imprint_from)
+            latents = latents.unflatten(0, (len(supports), num_candidates))
+        check_ready(supports, combine, self.config.imprint_from, refine_steps)
         check_callback(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
 
-        # 2. See the support sets as features, and these as the condition
-        device = self._execution_device
-        batch = self._embed_batch(supports, device)
-        seen = batch if conditions is None else self._embed_batch(conditions, device)
-        rows = torch.arange(len(supports), device=device).repeat_interleave(num_candidates)
-
-        # 3. Draw the starting noise and take it away
-        generators = generator if isinstance(generator, list) else [generator] * len(supports)
-        latents = self.sample(
-            seen.features[rows],
-            seen.labels[rows],
-            batch.class_mask[rows],
-            num_inference_steps,
-            temperature,
-            eta,
-            [one for one in generators for _ in range(num_candidates)],
-            latents,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+        # 2. Settle what is the same for all tasks
+        ways = max(len(one) for one in supports)
+        strength = self.config.strength if strength is None else strength
+        generators = task_generators(generator, len(supports))
+        sample = partial(
+            self.sample,
+            num_inference_steps=num_inference_steps,
+            temperature=temperature,
+            eta=eta,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
 
-        # 4. Make one adapter of a task's candidates, and give it the form asked for
-        latents = latents * (self.config.strength if strength is None else strength)
-        latents, losses = self._combine(latents.unflatten(0, (len(supports), -1)), supports, batch, combine)
-        if output_type == "latent":
-            adapters = latents
-        else:
-            tensors = self.complete(latents, batch)
-            if output_type == "pt":
-                adapters = torch.cat([value.flatten(1) for value in tensors.values()], dim=1)
-            else:
-                adapters = self._as_adapters(tensors, supports, self._num_timesteps, num_candidates, losses)
+        # 3. Work on some tasks at a time
+        adapters = []
+        with self.progress_bar(total=len(supports)) as progress:
+            for first in range(0, len(supports), batch_size):
+                part = slice(first, first + batch_size)
+                own = supports[part]
+                batch = self._embed_batch(own, ways)
+                seen = batch if conditions is None else self._embed_batch(conditions[part], ways)
+                noise = None if latents is None else latents[part]
+                tokens, choices = self._candidates(
+                    sample, own, batch, seen, generators[part], noise, num_candidates, strength, combine
+                )
+                if output_type == "latent":
+                    adapters.append(tokens)
+                    continue
+                tensors = self._finish(tokens, own, batch, choices, refine_steps, refine_learning_rate)
+                if output_type == "pt":
+                    adapters.append(torch.cat([value.flatten(1) for value in tensors.values()], dim=1))
+                else:
+                    details = {"num_inference_steps": self._num_timesteps, "num_candidates": num_candidates}
+                    details |= {"combine": combine, "refine_steps": refine_steps}
+                    adapters += self._as_adapters(tensors, own, details, choices)
+                progress.update(len(own))
+        if output_type != "peft":
+            adapters = torch.cat(adapters)
         self.maybe_free_model_hooks()
         if not return_dict:
             return (adapters,)
         return MCDiPipelineOutput(adapters=adapters)
 
     @torch.no_grad()
-    def sample(
-        self,
-        features: torch.Tensor,
-        labels: torch.Tensor,
-        class_mask: torch.Tensor,
-        num_inference_steps: int | None = None,
-        temperature: float = 1.0,
-        eta: float = 1.0,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
-    ) -> torch.Tensor:
-        """Sample the tokens of adapters, one for each row of a condition.
-
-        Args:
-            features (`torch.Tensor` of shape `(rows, examples, feature_dim)`):
-                The support as the head reads it under the mean adapter.
-            labels (`torch.Tensor` of shape `(rows, examples)`):
-                Its classes from 0; -1 marks padding.
-            class_mask (`torch.Tensor` of shape `(rows, classes)`):
-                False marks padding.
-            num_inference_steps, temperature, eta, callback_on_step_end, callback_on_step_end_tensor_inputs:
-                As in [`MCDiPipeline.__call__`].
-            generator (`torch.Generator` or a list of one a row, *optional*):
-                Makes the result reproducible. A row's noise has the size of its own task, so with a generator of its
-                own it is the same in any batch.
-            latents (`torch.Tensor` of shape `(rows, tokens, token_dim)`, *optional*):
-                The starting noise, instead of drawing it.
-
-        Returns:
-            `torch.Tensor` of shape `(rows, tokens, token_dim)`.
-        """
-        dtype, device = self.denoiser.dtype, self._execution_device
-        task = self.task_encoder(features.to(dtype), labels, class_mask)
-        if latents is None:
-            latents = self._draw_noise(class_mask, generator, dtype, device)
-        latents = latents.to(device, dtype) * (self.scheduler.init_noise_sigma * temperature)
-        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        self.scheduler.set_timesteps(steps, device=device)
-        self._num_timesteps = len(self.scheduler.timesteps)
-        noise = torch.zeros_like(latents)
-        with self.progress_bar(total=self._num_timesteps) as progress:
-            for i, t in enumerate(self.scheduler.timesteps):
-                output = self.denoiser(latents, t, task.class_tokens, task.task_token, class_mask).sample
-                if eta > 0 and temperature > 0:
-                    noise = temperature * self._draw_noise(class_mask, generator, dtype, device)
-                latents = self.scheduler.step(output, t, latents, eta=eta, variance_noise=noise).prev_sample
-                if callback_on_step_end is not None:
-                    tensors = {}
-                    for name in callback_on_step_end_tensor_inputs:
-                        tensors[name] = locals()[name]
-                    latents = callback_on_step_end(self, i, t, tensors).pop("latents", latents)
-                progress.update()
-        return latents
-
     def baseline(self, support: Support) -> GeneratedAdapter:
         """What is free: the mean adapter of the training tasks, with a head imprinted from the support set or words.
 
         Args:
             support (`dict` or `datasets.Dataset`): One task, see [`MCDiPipeline.__call__`].
         """
-        (support,) = self._support_sets(support)
-        batch = self._embed_batch([support], self._execution_device)
-        tokens = self.codec.mean.new_zeros(1, self.codec.num_tokens(len(support)), self.codec.layout.token_dim)
-        return self._as_adapters(self.complete(tokens, batch), [support], 0, 0, None)[0]
+        supports = self._support_sets(support)
+        batch = self._embed_batch(supports, len(supports[0]))
+        tokens = self.codec.mean.new_zeros(1, self.codec.num_tokens(len(supports[0])), self.codec.layout.token_dim)
+        details = {"num_inference_steps": 0, "num_candidates": 0, "combine": "free", "refine_steps": 0}
+        return self._as_adapters(self.complete(tokens, batch), supports, details)[0]
 
     def complete(self, tokens: torch.Tensor, batch: SupportBatch) -> dict[str, torch.Tensor]:
         """Read adapters from sampled tokens, with the free part of their heads, if any, imprinted as the config says.
@@ -276,54 +257,71 @@ class MCDiPipeline(BackboneMixin, DiffusionPipeline):
             self.codec, tokens, batch.features, batch.labels, batch.class_mask, stacked, batch.examples, batch.rows
         )
 
-    def _draw_noise(self, class_mask, generator, dtype, device) -> torch.Tensor:
-        """Noise of shape `(rows, tokens, token_dim)`, each row at its own task's size."""
-        generators = generator if isinstance(generator, list) else [generator] * len(class_mask)
-        sizes = [self.codec.num_tokens(ways) for ways in class_mask.sum(dim=1).tolist()]
-        width = self.codec.layout.token_dim
-        draws = [randn_tensor((size, width), own, device, dtype) for size, own in zip(sizes, generators)]
-        return torch.nn.utils.rnn.pad_sequence(draws, batch_first=True)
-
-    def _combine(self, latents, supports, batch, combine) -> tuple[torch.Tensor, list[float] | None]:
-        """`(tasks, candidates, tokens, token_dim)` -> one candidate a task, and its support loss if it was chosen."""
+    def _candidates(self, sample, supports, batch, seen, generators, latents, number, strength, combine):
+        """Sample the candidates of some tasks and make them one: its tokens, and how each was chosen, if it was."""
+        count, device = len(supports), batch.labels.device
+        tasks, labels = torch.arange(count, device=device), seen.labels
+        folds = Folds.of(batch.labels) if combine == "select" else None
+        if folds is not None:
+            tasks = torch.cat([tasks, folds.tasks])
+            generators = [*generators, *(generators[task].clone_state() for task in folds.tasks.tolist())]
+            labels = torch.cat([labels, folds.kept if seen is batch else labels[folds.tasks]])
+        rows = tasks.repeat_interleave(number)
+        tokens = sample(
+            seen.features[rows],
+            labels.repeat_interleave(number, dim=0),
+            batch.class_mask[rows],
+            generator=[own for own in generators for _ in range(number)],
+            latents=None if latents is None else latents[tasks.cpu()].flatten(0, 1),
+        )
+        tokens = strength * tokens.unflatten(0, (-1, number))
+        if combine == "first":
+            return tokens[:, 0], None
         if combine == "mean":
-            return latents.mean(dim=1), None
-        chosen, losses = [], []
-        words = self.stacked.word_heads([tuple(support) for support in supports])
-        for task, own in enumerate(latents):
-            part = batch.repeat(task, len(own))
-            head = words and tuple(values[task].expand(len(own), *values.shape[1:]) for values in words)
-            tensors, inputs = self.complete(own, part), part.examples[part.rows.flatten()]
-            logits = self.stacked.logits(tensors, inputs, part.class_mask, head)
-            loss = torch.nn.functional.cross_entropy(
-                logits.transpose(1, 2), part.labels, ignore_index=-1, reduction="none"
-            ).sum(dim=1)
-            chosen.append(own[loss.argmin()])
-            losses.append(loss.min().item() / (part.labels[0] >= 0).sum().item())
-        return torch.stack(chosen), losses
+            return tokens.mean(dim=1), None
+        choices = choose(self, tokens[:count], tokens[count:], folds, batch, [tuple(one) for one in supports])
+        free = torch.zeros_like(tokens[0, 0])
+        return torch.stack([free if one.tokens is None else one.tokens for one in choices]), choices
 
-    def _as_adapters(self, tensors, supports, num_inference_steps, num_candidates, losses) -> list[GeneratedAdapter]:
+    def _finish(self, tokens, supports, batch, choices, refine_steps, refine_learning_rate) -> dict[str, torch.Tensor]:
+        """Read the adapters from their tokens, put those in that no tokens say, and refine them."""
+        tensors = self.complete(tokens, batch)
+        if choices is None and not refine_steps:
+            return tensors
+        words = self.stacked.word_heads([tuple(support) for support in supports])
+        if choices is not None:
+            frozen = frozen_adapters(self, batch, batch.labels, words)
+            for task, choice in enumerate(choices):
+                if choice.tokens is None:
+                    for key, value in tensors.items():
+                        value[task] = frozen[key][task]
+        if refine_steps:
+            tensors = refine(self.stacked, tensors, batch, refine_steps, refine_learning_rate, words)
+        return tensors
+
+    def _as_adapters(self, tensors, supports, details, choices: list[Choice] | None = None) -> list[GeneratedAdapter]:
         name = self.name_or_path
         if name is not None and Path(name).is_dir():
             name = Path(name).resolve().name  # a card should not tell where a folder lies
+        tensors = {key: value.cpu() for key, value in tensors.items()}
         adapters = []
         for task, support in enumerate(supports):
             own = {key: value[task] for key, value in tensors.items()}
             for key in self.codec.layout.head_keys:
                 own[key] = own[key][: len(support)]
+            scores = {"chosen": None, "support_loss": None, "support_losses": None, "folds": None}
+            if choices is not None:
+                one = choices[task]
+                scores = {"chosen": one.option, "support_loss": one.scores[one.option]}
+                scores |= {"support_losses": one.scores, "folds": one.num_folds}
+            shots = [len(examples) for examples in support.values()]
             adapters.append(
                 GeneratedAdapter(
-                    tensors={key: value.contiguous().cpu() for key, value in own.items()},
+                    tensors={key: value.clone(memory_format=torch.contiguous_format) for key, value in own.items()},
                     lora_config=self.codec.config.lora_config,
                     base_model=self.codec.config.base_model,
                     labels=list(support),
-                    details={
-                        "generator": name,
-                        "shots": [len(examples) for examples in support.values()],
-                        "num_inference_steps": num_inference_steps,
-                        "num_candidates": num_candidates,
-                        "support_loss": None if losses is None else losses[task],
-                    },
+                    details={"generator": name, "shots": shots} | details | scores,
                 )
             )
         return adapters

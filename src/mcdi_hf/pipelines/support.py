@@ -25,10 +25,12 @@ class SupportBatch:
     """The support sets of some tasks, padded to one shape.
 
     Attributes:
-        features (`torch.Tensor` of shape `(tasks, examples, feature_dim)`): What the head reads under the mean adapter.
+        features (`torch.Tensor` of shape `(tasks, examples, feature_dim)`): What the head reads under the mean adapter,
+            the mean of the views of an example.
         labels (`torch.Tensor` of shape `(tasks, examples)`): Classes from 0; -1 marks padding.
         class_mask (`torch.Tensor` of shape `(tasks, classes)`): False marks padding.
-        rows (`torch.Tensor` of shape `(tasks, examples)`): Their rows in `examples`, on the CPU; 0 for padding.
+        rows (`torch.Tensor` of shape `(tasks, views * examples)`): Their rows in `examples`, on the CPU, those of the
+            first view first; 0 for padding.
         examples (`EncodedExamples`, *optional*): The examples below the adapted layers, task after task.
     """
 
@@ -42,26 +44,34 @@ class SupportBatch:
     def pad(
         cls,
         supports: list[SupportSet],
+        ways: int,
         features: torch.Tensor,
         examples: EncodedExamples | None = None,
     ) -> "SupportBatch":
-        """Bring the features `(examples of all tasks, feature_dim)` of some support sets to one shape."""
+        """Bring the features `(examples of all tasks, feature_dim)` of some support sets to one shape, of `ways` classes."""
         labels = [
             torch.cat([torch.full((len(group),), index) for index, group in enumerate(support.values())])
             for support in supports
         ]
         sizes = [len(one) for one in labels]
         rows = torch.nn.utils.rnn.pad_sequence(torch.arange(sum(sizes)).split(sizes), batch_first=True)
+        if examples is not None:
+            rows = torch.cat([rows + view * len(examples) for view in range(examples.num_views)], dim=1)
         features = torch.nn.utils.rnn.pad_sequence(features.split(sizes), batch_first=True)
         labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
-        ways = torch.tensor([len(support) for support in supports])
-        class_mask = torch.arange(int(ways.max())) < ways.unsqueeze(-1)
+        class_mask = torch.arange(ways) < torch.tensor([[len(support)] for support in supports])
         return cls(features, labels.to(features.device), class_mask.to(features.device), rows, examples)
 
-    def repeat(self, task: int, count: int) -> "SupportBatch":
-        """One task, `count` times."""
-        fields = (self.features, self.labels, self.class_mask, self.rows)
-        return SupportBatch(*(value[task].expand(count, *value.shape[1:]) for value in fields), self.examples)
+    @property
+    def plain_rows(self) -> torch.Tensor:
+        """The rows of the examples as they are, without other views: `(tasks, examples)`."""
+        return self.rows[:, : self.labels.shape[1]]
+
+    def repeat(self, task: int, count: int, labels: torch.Tensor) -> "SupportBatch":
+        """One task `count` times, with labels `(count, examples)` of its own each time."""
+        fields = (self.features, self.class_mask, self.rows)
+        features, class_mask, rows = (value[task].expand(count, *value.shape[1:]) for value in fields)
+        return SupportBatch(features, labels, class_mask, rows, self.examples)
 
 
 def as_support_sets(support: Support | list[Support], feature_dim: int) -> list[SupportSet]:
