@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from .layers import LowerLayers, UpperLayers
 from .models.mean_pooled import MeanPooledForSequenceClassification
+from .tokenized import TokenizedText
 
 
 HEAD_NAMES = ("classifier", "score", "lm_head")
@@ -172,8 +173,8 @@ class FrozenBackbone:
         """Examples as the model's inputs, texts not yet padded.
 
         Args:
-            examples (`list`): Texts, pairs of texts, or PIL images. For a language model a pair is two lines, and the
-                prompt for the label stands behind every text.
+            examples (`list`): Texts, pairs of texts, [`TokenizedText`], or PIL images. For a language model a pair is two
+                lines, and the prompt for the label stands behind every text.
         """
         if self.reads_images:
             images = [image.convert("RGB") for image in examples]
@@ -183,9 +184,22 @@ class FrozenBackbone:
             examples = ["\n".join(example) if isinstance(example, tuple) else example for example in examples]
             suffix = self.processor(ANSWER_PROMPT, add_special_tokens=False)
             room -= len(suffix["input_ids"])
-        pairs = (example if isinstance(example, tuple) else (example,) for example in examples)
-        tokens = [self.processor(*texts, truncation=True, max_length=room) for texts in pairs]
+        tokens = [self._tokens_of(example, room) for example in examples]
         return {key: [one[key] + suffix.get(key, []) for one in tokens] for key in tokens[0]}
+
+    def _tokens_of(self, example: str | tuple[str, str] | TokenizedText, room: int) -> dict[str, list[int]]:
+        """One example as `room` tokens at most."""
+        if not isinstance(example, TokenizedText):
+            texts = example if isinstance(example, tuple) else (example,)
+            return self.processor(*texts, truncation=True, max_length=room)
+        tokens = {key: list(values) for key, values in example.inputs}
+        ids, known = tokens["input_ids"], len(self.processor)
+        if not 0 < len(ids) <= room or not 0 <= min(ids) <= max(ids) < known:
+            raise ValueError(
+                f"A tokenised example has {len(ids)} tokens up to number {max(ids, default=-1)}: expected 1 to {room} of "
+                f"the {known} that {self.name_or_path!r} knows. Tokenise with its tokenizer and truncate."
+            )
+        return tokens
 
     def pad(self, tokens: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Put what [`FrozenBackbone.tokens`] made into one batch on the backbone's device."""

@@ -1,5 +1,7 @@
 """Adapter tensors to normalised weight tokens and back."""
 
+from collections.abc import Callable
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -42,6 +44,10 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         self.register_buffer("mean", torch.zeros(len(tokens), self.layout.token_dim))
         self.register_buffer("std", torch.ones(len(tokens), 1))
         self.register_buffer("head_std", torch.ones(3))  # of the weight, the bias, and the gain
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "AdapterCodec":
+        """Move, but never change the dtype: in bfloat16 the statistics would lose what the residuals are made of."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
 
     @classmethod
     def from_backbone(

@@ -55,7 +55,7 @@ class BackboneMixin:
         """Support sets in one form, which the backbone can read; ready features need none."""
         supports = as_support_sets(support, self.codec.layout.feature_dim)
         if not isinstance(next(iter(supports[0].values())), torch.Tensor):
-            check_readable(supports, self.backbone)
+            check_readable(supports, self.backbone, self.config.support_views)
         return supports
 
     def _embed_batch(self, supports: list[dict], ways: int) -> SupportBatch:

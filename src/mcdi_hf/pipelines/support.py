@@ -11,12 +11,13 @@ from PIL import Image
 
 from ..backbones import FrozenBackbone
 from ..layers import EncodedExamples
+from ..tokenized import TokenizedText
 
 
 TEXTS = (Value("string"), Value("large_string"))
-KINDS = ("texts", "pairs of texts", "images", "ready features")
-Example = str | tuple[str, str] | Image.Image
-Support = Mapping[str, Sequence[Example] | torch.Tensor] | Dataset
+KINDS = ("texts", "pairs of texts", "tokenised texts", "images", "ready features")
+Example = str | tuple[str, str] | TokenizedText | Image.Image
+Support = Mapping[str, Sequence[Example] | Mapping[str, Any] | torch.Tensor] | Dataset
 SupportSet = dict[str, list[Example] | torch.Tensor]
 
 
@@ -79,8 +80,8 @@ def as_support_sets(support: Support | list[Support], feature_dim: int) -> list[
 
     Args:
         support (`dict`, `datasets.Dataset` or a list of these):
-            A `dict` maps a label to its examples: texts, pairs of texts as tuples, PIL images, or ready features as a
-            tensor of shape `(shots, feature_dim)`. A `Dataset` has one `ClassLabel` column and one column of texts or
+            A `dict` maps a label to its examples: texts, pairs of texts as tuples, a batch of the backbone's tokenizer,
+            PIL images, or ready features as a tensor of shape `(shots, feature_dim)`. A `Dataset` has one `ClassLabel` column and one column of texts or
             images.
         feature_dim (`int`):
             The width of ready features.
@@ -100,14 +101,18 @@ def as_support_sets(support: Support | list[Support], feature_dim: int) -> list[
     return checked
 
 
-def check_readable(supports: list[SupportSet], backbone: FrozenBackbone) -> None:
-    """Refuse examples that the backbone does not read, and labels that a language model cannot tell apart.
+def check_readable(supports: list[SupportSet], backbone: FrozenBackbone, num_views: int) -> None:
+    """Refuse examples that the backbone does not read or that have no views, and labels that a language model cannot tell
+    apart.
 
     Args:
         supports (`list[dict]`): What [`as_support_sets`] returns, without ready features.
         backbone (`FrozenBackbone`): The backbone.
+        num_views (`int`): The views that will be made of every example.
     """
     (kind,) = _kinds(supports)
+    if kind == "tokenised texts" and num_views > 1:
+        raise ValueError(f"The pipeline sees {num_views} views of an example; tokens have but one: hand in texts.")
     if (kind == "images") != backbone.reads_images:
         reads = "images" if backbone.reads_images else "texts"
         raise ValueError(f"The support holds {kind}, but the backbone {backbone.name_or_path!r} reads {reads}.")
@@ -126,6 +131,8 @@ def _kind(example: Any) -> str:
         return "pairs of texts"
     if isinstance(example, Image.Image):
         return "images"
+    if isinstance(example, TokenizedText):
+        return "tokenised texts"
     return "texts" if isinstance(example, str) else "ready features"
 
 
@@ -158,13 +165,13 @@ def _check_examples(label: str, examples: Any, feature_dim: int) -> list[Example
     if isinstance(examples, str | Image.Image):
         kind = "string" if isinstance(examples, str) else "image"
         raise ValueError(f"The examples of {label!r} are one {kind}: expected a list of {kind}s.")
-    examples = list(examples)
+    examples = TokenizedText.rows(examples) if isinstance(examples, Mapping) else list(examples)
     if not examples:
         raise ValueError(f"The class {label!r} has no example: expected at least one.")
     for example in examples:
         texts = example if isinstance(example, tuple) and len(example) == 2 else (example,)
         filled = all(isinstance(text, str) and text.strip() for text in texts)
-        if not filled and not isinstance(example, Image.Image):
+        if not filled and not isinstance(example, Image.Image | TokenizedText):
             raise ValueError(
                 f"The class {label!r} holds {example!r}: expected a text that is not empty, a tuple of two such texts or "
                 "a PIL image."
