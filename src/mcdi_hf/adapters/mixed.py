@@ -219,7 +219,8 @@ class MixedAdapters:
         """Refuse an adapter whose tensors fit, but whose config scales them otherwise. Equal configs are read once."""
         if adapter.lora_config in self._lora_configs:
             return
-        config = LoraConfig(**adapter.lora_config)
+        # Wherever the backbone was loaded from: PEFT would warn that it is not the place that the config names.
+        config = LoraConfig(**adapter.lora_config | {"base_model_name_or_path": None})
         found = AdapterLayout.from_model(self.backbone.model, config, self.backbone.head_name, self.layout.token_dim)
         if found.to_dict() != self.layout.to_dict():
             differing = sorted({module.name for module in set(found.modules) ^ set(self.layout.modules)})
