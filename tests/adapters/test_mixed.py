@@ -125,7 +125,7 @@ def test_any_mode_may_add_and_run() -> None:
     with torch.inference_mode():
         mixed.add("p", make_adapter(codec, 0))
         first = mixed(TEXTS[:2], ["p", "p"]).logits
-    mixed.add("q", make_adapter(codec, 1, ways=5))
+    mixed.add("q", make_adapter(codec, 1))
     mixed.replace("p", make_adapter(codec, 0))
     found = mixed(TEXTS[:2], ["p", "p"]).logits
     assert not found.requires_grad
