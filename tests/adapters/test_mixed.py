@@ -121,8 +121,9 @@ def test_what_is_added_does_not_follow_its_source() -> None:
 
 
 def test_any_mode_may_add_and_run() -> None:
-    _, codec, mixed = make()
+    backbone, codec = make_codec("bert")
     with torch.inference_mode():
+        mixed = MixedAdapters(backbone, codec.layout)
         mixed.add("p", make_adapter(codec, 0))
         first = mixed(TEXTS[:2], ["p", "p"]).logits
     mixed.add("q", make_adapter(codec, 1))

@@ -60,9 +60,8 @@ class MixedAdapters:
         self._lora_configs: list[dict] = []  # those that were found to fit the layout
         self._stored: dict[str, _Stored] = {}
         self._free: list[int] = []
-        with torch.inference_mode(False):
-            self._lora = torch.empty(0, layout.numel, device=backbone.device)
-            self._heads = torch.empty(0, 0, layout.feature_dim + 1, device=backbone.device)  # weights, then the bias
+        self._lora = torch.empty(0, layout.numel, device=backbone.device)
+        self._heads = torch.empty(0, 0, layout.feature_dim + 1, device=backbone.device)  # weights, then the bias
 
     @property
     def names(self) -> list[str]:
