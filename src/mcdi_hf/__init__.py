@@ -7,6 +7,8 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from .adapters.codec import AdapterCodec
 from .adapters.generated import GeneratedAdapter
 from .adapters.layout import AdapterLayout
+from .adapters.mixed import MixedAdapters, MixedAdaptersOutput
+from .adapters.slot import AdapterSlot
 from .adapters.stacked import StackedLora
 from .backbones import FrozenBackbone
 from .models.denoiser import MCDiDenoiser
@@ -28,6 +30,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "AdapterCodec",
     "AdapterLayout",
+    "AdapterSlot",
     "EpisodeSampler",
     "FrozenBackbone",
     "GeneratedAdapter",
@@ -38,6 +41,8 @@ __all__ = [
     "MCDiPipelineOutput",
     "MeanPooledConfig",
     "MeanPooledForSequenceClassification",
+    "MixedAdapters",
+    "MixedAdaptersOutput",
     "StackedLora",
     "Task",
     "TaskEncoder",

@@ -170,12 +170,13 @@ class AdapterLayout:
         Args:
             tensors (`dict[str, torch.Tensor]`): Key on disk -> tensor of shape `(adapters, *shape)`.
         """
-        missing = [key for key in self.keys if key not in tensors]
-        extra = [key for key in tensors if key not in self.keys]
+        keys = dict.fromkeys(self.keys)
+        missing = [key for key in keys if key not in tensors]
+        extra = [key for key in tensors if key not in keys]
         if missing or extra:
             raise ValueError(f"The adapter does not fit the layout: missing {missing}, unexpected {extra}.")
         classes = tensors[self.head_keys[0]].shape[1] if self.head_keys else 0
-        count = mode(len(tensors[key]) for key in self.keys)
+        count = mode(len(tensors[key]) for key in keys)
         for key, shape in self.shapes(classes).items():
             if tuple(tensors[key].shape[1:]) != shape:
                 raise ValueError(f"{key} has shape {tuple(tensors[key].shape[1:])} an adapter; expected {shape}.")

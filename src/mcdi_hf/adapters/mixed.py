@@ -1,0 +1,230 @@
+"""Many generated adapters served from one frozen backbone: each row of a batch names its own."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils import BaseOutput
+from peft import LoraConfig
+
+from ..backbones import FrozenBackbone
+from .generated import GeneratedAdapter
+from .head import head_logits
+from .layout import AdapterLayout
+from .stacked import StackedLora
+
+
+@dataclass
+class MixedAdaptersOutput(BaseOutput):
+    """
+    Args:
+        logits (`torch.Tensor` of shape `(rows, classes)`):
+            As wide as the adapter with the most classes among those named; minus infinity where a row's has fewer.
+        labels (`list[str]`):
+            Each row's likeliest class, by its name.
+    """
+
+    logits: torch.Tensor
+    labels: list[str]
+
+
+@dataclass
+class _Stored:
+    """Where an adapter lies, and its class names."""
+
+    slot: int
+    labels: list[str]
+
+
+class MixedAdapters:
+    """Holds any number of adapters on one frozen backbone and runs batches in which each row names its adapter.
+
+    All adapters lie in two tensors, a row each: one of LoRA matrices, one of heads. To add or replace an adapter is to
+    write its row, to drop it frees the row for the next one; when all rows are taken, their number doubles. A causal
+    language model's adapters have no head: the words for their labels stand in for it.
+
+    Hooks carry the adapters of a batch to the backbone, so calls must not overlap: serve from one thread.
+
+    Args:
+        backbone (`FrozenBackbone`): The backbone. The adapters are held where it is.
+        layout (`AdapterLayout`): The layout of every adapter, see [`AdapterLayout.from_model`]; of generated ones
+            `pipe.codec.layout`.
+    """
+
+    def __init__(self, backbone: FrozenBackbone, layout: AdapterLayout) -> None:
+        self.backbone = backbone
+        self.layout = layout
+        self.stacked = StackedLora(backbone, layout)
+        self._fingerprint = backbone.fingerprint
+        self._lora_configs: list[dict] = []  # those that were found to fit the layout
+        self._stored: dict[str, _Stored] = {}
+        self._free: list[int] = []
+        self._lora = torch.empty(0, layout.numel, device=backbone.device)
+        self._heads = torch.empty(0, 0, layout.feature_dim + 1, device=backbone.device)  # weights, then the bias
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the adapters that are there, the oldest first."""
+        return list(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
+
+    def labels(self, name: str) -> list[str]:
+        """The class names of an adapter, in the order of its logits."""
+        self._check_known([name])
+        return list(self._stored[name].labels)
+
+    def add(self, name: str, adapter: GeneratedAdapter) -> None:
+        """Add an adapter under a name that is not taken.
+
+        Args:
+            name (`str`): What rows call it by.
+            adapter (`GeneratedAdapter`): An adapter of this backbone and layout, for any number of classes.
+
+        Raises:
+            `ValueError`: when the name is taken, when the adapter is of another backbone, layout or scaling, when it
+                holds NaN or inf, or when its labels do not fit its head. Nothing has changed then.
+        """
+        if name in self._stored:
+            raise ValueError(f"There is an adapter {name!r} already: replace it, or drop it first.")
+        lora, head = self._read(adapter)
+        if not self._free:
+            self._grow(max(8, 2 * len(self._lora)), self._heads.shape[1])
+        self._write(self._free.pop(), name, lora, head, adapter.labels)
+
+    def replace(self, name: str, adapter: GeneratedAdapter) -> None:
+        """Put another adapter in the place of one that is there. It may have other classes.
+
+        Args:
+            name (`str`): The name of the one that is there.
+            adapter (`GeneratedAdapter`): As in [`MixedAdapters.add`].
+
+        Raises:
+            `ValueError`: when there is none of that name, and as in [`MixedAdapters.add`].
+        """
+        self._check_known([name])
+        self._write(self._stored[name].slot, name, *self._read(adapter), adapter.labels)
+
+    def drop(self, name: str) -> None:
+        """Forget an adapter; its place is taken by the next one that is added.
+
+        Args:
+            name (`str`): The name of one that is there.
+        """
+        self._check_known([name])
+        self._free.append(self._stored.pop(name).slot)
+
+    @torch.no_grad()
+    def __call__(self, examples: list[Any], names: list[str]) -> MixedAdaptersOutput:
+        """Classify a batch, each row by its own adapter, in one pass.
+
+        Args:
+            examples (`list` of length `rows`): Texts, pairs of texts or PIL images, see [`FrozenBackbone.tokens`].
+                One that stands in several rows runs through the layers below the first adapted one once.
+            names (`list[str]` of length `rows`): The adapter of each row. Rows may share one.
+
+        Returns:
+            [`MixedAdaptersOutput`]
+
+        Raises:
+            `ValueError`: when there are no examples, another number of names, or names of adapters that are not there.
+        """
+        if not examples or len(examples) != len(names):
+            raise ValueError(
+                f"There are {len(examples)} examples and {len(names)} names of adapters: expected one or more examples "
+                "and a name for each."
+            )
+        self._check_known(names)
+        stored = [self._stored[name] for name in names]
+        ways = torch.tensor([len(one.labels) for one in stored])
+        slots = torch.tensor([one.slot for one in stored], device=self._lora.device)
+        encoded = self.stacked.encode(examples)
+        features = self.stacked.features(self._matrices(slots), encoded[torch.arange(len(examples))])
+        heads = self._heads[slots, : int(ways.max())]
+        class_mask = torch.arange(heads.shape[1]) < ways.unsqueeze(-1)
+        logits = head_logits(features, heads[..., :-1], heads[..., -1], class_mask.to(heads.device)).squeeze(1)
+        best = logits.argmax(dim=-1).tolist()
+        return MixedAdaptersOutput(logits=logits, labels=[one.labels[index] for one, index in zip(stored, best)])
+
+    def _matrices(self, slots: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The LoRA matrices of each row: key on disk -> `(rows, *shape)`."""
+        shapes = self.layout.lora_shapes
+        parts = self._lora.split([math.prod(shape) for shape in shapes.values()], dim=1)
+        # One matrix after the other: fetched at once they are one block so large that every call maps fresh memory.
+        picked = (part.index_select(0, slots) for part in parts)
+        return {key: part.unflatten(1, shape) for (key, shape), part in zip(shapes.items(), picked)}
+
+    def _read(self, adapter: GeneratedAdapter) -> tuple[torch.Tensor, torch.Tensor]:
+        """An adapter's LoRA matrices `(numbers,)` and its head `(classes, feature_dim + 1)`, once it is known to fit."""
+        self._check_backbone(adapter)
+        self.layout.check({key: tensor.unsqueeze(0) for key, tensor in adapter.tensors.items()})
+        self._check_scaling(adapter)
+        if self.layout.head_keys:
+            weight, bias = (adapter.tensors[key] for key in self.layout.head_keys)
+        else:
+            weight, bias = self.backbone.word_head(tuple(adapter.labels))
+        if len(weight) != len(adapter.labels):
+            raise ValueError(f"The adapter has {len(adapter.labels)} labels {adapter.labels}, its head {len(weight)}.")
+        lora = torch.cat([adapter.tensors[key].flatten() for key in self.layout.lora_shapes])
+        head = torch.cat([weight, bias.unsqueeze(1)], dim=1)
+        if not (torch.isfinite(lora).all() and torch.isfinite(head).all()):
+            raise ValueError("The adapter holds NaN or inf.")
+        return lora, head
+
+    # The storage outlives whatever mode the caller is in, and must stay writable in every other.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _write(self, slot: int, name: str, lora: torch.Tensor, head: torch.Tensor, labels: list[str]) -> None:
+        if len(head) > self._heads.shape[1]:
+            self._grow(len(self._lora), max(len(head), 2 * self._heads.shape[1]))
+        self._lora[slot].copy_(lora)
+        self._heads[slot, : len(head)].copy_(head)
+        self._stored[name] = _Stored(slot, list(labels))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _grow(self, slots: int, classes: int) -> None:
+        """Make room for so many adapters of so many classes; doubling copies each adapter only a few times in all."""
+        lora = self._lora.new_empty(slots, self._lora.shape[1])
+        heads = self._heads.new_zeros(slots, classes, self._heads.shape[2])
+        lora[: len(self._lora)].copy_(self._lora)
+        heads[: len(self._heads), : self._heads.shape[1]].copy_(self._heads)
+        self._free += range(len(self._lora), slots)
+        self._lora, self._heads = lora, heads
+
+    def _check_known(self, names: list[str]) -> None:
+        unknown = [name for name in dict.fromkeys(names) if name not in self._stored]
+        if unknown:
+            raise ValueError(f"There are no adapters {unknown}: expected some of {self.names}.")
+
+    def _check_backbone(self, adapter: GeneratedAdapter) -> None:
+        """Refuse an adapter of other weights; a commit of the Hub with the same weights is the same backbone."""
+        wanted, backbone = adapter.base_model, self.backbone
+        found = self._fingerprint, backbone.pooling, backbone.model_class
+        if (wanted["fingerprint"], wanted["pooling"], wanted["model_class"]) != found:
+            raise ValueError(
+                f"The adapter is for the {wanted['model_class']} {wanted['name_or_path']!r} (weights "
+                f"{wanted['fingerprint']}, revision {wanted.get('revision')}, pooling {wanted['pooling']!r}), but the "
+                f"backbone is the {backbone.model_class} {backbone.name_or_path!r} (weights {self._fingerprint}, "
+                f"revision {backbone.revision}, pooling {backbone.pooling!r})."
+            )
+
+    def _check_scaling(self, adapter: GeneratedAdapter) -> None:
+        """Refuse an adapter whose tensors fit, but whose config scales them otherwise. Equal configs are read once."""
+        if adapter.lora_config in self._lora_configs:
+            return
+        # Wherever the backbone was loaded from: PEFT would warn that it is not the place that the config names.
+        config = LoraConfig(**adapter.lora_config | {"base_model_name_or_path": None})
+        found = AdapterLayout.from_model(self.backbone.model, config, self.backbone.head_name, self.layout.token_dim)
+        if found.to_dict() != self.layout.to_dict():
+            differing = sorted({module.name for module in set(found.modules) ^ set(self.layout.modules)})
+            raise ValueError(
+                f"The adapter's LoraConfig adapts or scales other modules than the layout: {differing}. Expected the same "
+                "rank, lora_alpha and targets."
+            )
+        self._lora_configs.append(adapter.lora_config)

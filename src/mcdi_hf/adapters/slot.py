@@ -1,0 +1,99 @@
+"""One place in a live PEFT model that generated adapters take in turn."""
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+
+from .generated import GeneratedAdapter
+
+
+# What PEFT computes a module's scaling from; nothing else in a config changes what the same tensors do.
+SCALING_FIELDS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+
+
+class AdapterSlot:
+    """Swaps generated adapters into a live `PeftModel`: their tensors are copied, and nothing else is done.
+
+    The parameters are looked up once. A swap checks the adapter and copies it into them, so that whatever holds the
+    model or its parameters goes on with the new adapter. An adapter that is deleted and added anew has new parameters:
+    it needs a new slot.
+
+    Args:
+        model (`PeftModel`): The live model, for instance of [`GeneratedAdapter.load_into`].
+        adapter_name (`str`, *optional*, defaults to `"default"`): Its adapter that is written over. It must be the
+            active one, since the model's labels become those of what is swapped in.
+
+    Raises:
+        `ValueError`: when the model has no such adapter.
+    """
+
+    def __init__(self, model: PeftModel, adapter_name: str = "default") -> None:
+        if adapter_name not in model.peft_config:
+            raise ValueError(f"The model has no adapter {adapter_name!r}: expected one of {list(model.peft_config)}.")
+        self.model = model
+        self.adapter_name = adapter_name
+        # PEFT itself says which parameter a key on disk is; they stay what they are when the model changes its device.
+        self._parameters = get_peft_model_state_dict(
+            model, dict(model.named_parameters()), adapter_name, save_embedding_layers=False
+        )
+        self._shapes = {key: parameter.shape for key, parameter in self._parameters.items()}
+        self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        self._base = model.get_base_model()
+
+    @torch.no_grad()
+    def swap(self, adapter: GeneratedAdapter) -> None:
+        """Write an adapter over the one that is there: LoRA matrices, head and the names of the labels.
+
+        The weights of the backbone are not compared, only its name.
+
+        Args:
+            adapter (`GeneratedAdapter`): An adapter for the same backbone, LoRA config and number of classes.
+
+        Raises:
+            `ValueError`: when it is for another backbone, when its tensors have other names or shapes or its config
+                scales them otherwise, and when the adapter in the model is merged or not active. Nothing has changed
+                then.
+        """
+        self._check_ready()
+        self._check(adapter)
+        torch._foreach_copy_(list(self._parameters.values()), [adapter.tensors[key] for key in self._parameters])
+        config = self._base.config
+        config.id2label, config.label2id = adapter.id2label, {name: i for i, name in enumerate(adapter.labels)}
+
+    def _check_ready(self) -> None:
+        if self.model.active_adapters != [self.adapter_name]:
+            raise ValueError(
+                f"The active adapters are {self.model.active_adapters}: call model.set_adapter({self.adapter_name!r}) "
+                "before a swap."
+            )
+        if any(self.adapter_name in layer.merged_adapters for layer in self._layers):
+            raise ValueError(
+                f"The adapter {self.adapter_name!r} is merged into the backbone: call model.unmerge_adapter() before a "
+                "swap."
+            )
+
+    def _check(self, adapter: GeneratedAdapter) -> None:
+        config, tensors = self.model.peft_config[self.adapter_name], adapter.tensors
+        found = adapter.base_model["model_class"], adapter.base_model["name_or_path"]
+        wanted = type(self._base).__name__, config.base_model_name_or_path
+        if found != wanted:
+            raise ValueError(
+                f"The adapter is for the {found[0]} {found[1]!r}, the model is the {wanted[0]} {wanted[1]!r}."
+            )
+        if {key: tensor.shape for key, tensor in tensors.items()} != self._shapes:
+            missing = [key for key in self._shapes if key not in tensors]
+            extra = [key for key in tensors if key not in self._shapes]
+            other = [
+                f"{key} has {tuple(tensors[key].shape)}, expected {tuple(shape)}"
+                for key, shape in self._shapes.items()
+                if key in tensors and tensors[key].shape != shape
+            ]
+            raise ValueError(
+                f"The adapter does not fit the model: missing {missing}, unexpected {extra}, of other shapes {other}."
+            )
+        for field in SCALING_FIELDS:
+            if adapter.lora_config[field] != getattr(config, field):
+                raise ValueError(
+                    f"The adapter's {field} is {adapter.lora_config[field]}, the model's {getattr(config, field)}: the "
+                    "same tensors would be scaled otherwise."
+                )
