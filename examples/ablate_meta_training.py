@@ -34,7 +34,7 @@ from mcdi_hf import (
     collect_trajectories,
     load_trajectories,
 )
-from mcdi_hf.evaluation.episodes import generated_accuracies, imprinted_accuracies
+from mcdi_hf.evaluation.episodes import free_accuracies, generated_accuracies
 from mcdi_hf.layers import EncodedExamples
 from mcdi_hf.trajectories.dataset import split_weights
 from mcdi_hf.trajectories.shared import imprint_scale_for, initial_adapter
@@ -172,7 +172,7 @@ class Test:
         """Of one adapter for all, heads imprinted."""
         features = self.stacked.features_of_all(tensors, self.examples)
         scale = self.description["settings"]["imprint_scale"]
-        return float(np.mean(imprinted_accuracies(features, scale, self.tasks(seed))))
+        return float(np.mean(free_accuracies(self.stacked, features, scale, self.tasks(seed))))
 
     def shared_start(self) -> dict[str, torch.Tensor]:
         """Where all the trajectories start."""

