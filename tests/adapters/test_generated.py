@@ -207,3 +207,17 @@ def test_code_on_the_card_runs(made: tuple, tmp_path: Path, monkeypatch: pytest.
     assert names["model"].config.id2label == {0: "red", 1: "green", 2: "blue"}
     live = logits(adapter.load_into(backbone.classifier(num_labels=3)), backbone)
     assert_close(logits(names["model"], backbone), live)
+
+
+def test_the_card_tells_what_was_chosen_and_what_was_refined(made: tuple) -> None:
+    pipe, _, _ = made
+    settings = {"num_inference_steps": 3, "generator": torch.Generator().manual_seed(0)}
+    chosen = pipe(SUPPORT, num_candidates=2, combine="select", **settings).adapters[0]
+    text = chosen.card("me/chosen").text
+    assert "No gradient step was taken." in text
+    assert f"| option chosen | {chosen.details['chosen']} |" in text and "| folds | 2 |" in text
+    losses = chosen.details["support_losses"]
+    assert set(losses) == {"frozen backbone", "mean adapter", "candidate 1", "candidate 2", "mean of candidates"}
+    assert all(f"{name} {loss:.4f}" in text for name, loss in losses.items())
+    refined = pipe(SUPPORT, refine_steps=2, **settings).adapters[0].card("me/refined").text
+    assert "Then 2 gradient steps were taken." in refined and "| option chosen | - |" in refined
