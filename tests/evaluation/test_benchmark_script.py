@@ -130,7 +130,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(ended: tuple[Path, dict]
     wanted = {
         "other_episodes": f"was made with --episodes [{EPISODES}], not {EPISODES + 1}: take another --output",
         "unknown_family": "There are no families ['huge']: expected some of ['tiny', 'other']",
-        "unknown_bar": "The family 'tiny' has the bars ['moon']: expected some of ['paper',",
+        "unknown_bar": "The family 'tiny' has the bars ['moon']: expected some of ['best_free_rival',",
         "untuned": "The family 'tiny' has test tasks of [2] shots but no validation_kinds",
     }
     for name, text in wanted.items():

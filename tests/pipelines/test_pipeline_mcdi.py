@@ -8,9 +8,9 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from diffusers import AutoModel, DiffusionPipeline
-from tiny import tiny_backbone, tiny_pipeline
+from tiny import tiny_backbone, tiny_lora_config, tiny_pipeline
 
-from mcdi_hf import GeneratedAdapter, MCDiDenoiser, MCDiPipeline
+from mcdi_hf import AdapterCodec, GeneratedAdapter, MCDiDenoiser, MCDiPipeline, TaskEncoder
 
 
 SUPPORT = {"first": ["a b c", "a c", "b a"], "second": ["x y z", "z y"]}
@@ -329,3 +329,17 @@ def test_another_backbone_is_refused_on_loading(pipe: MCDiPipeline) -> None:
     misled = MCDiPipeline(**pipe.components, base_model_name_or_path=other.name_or_path)
     with pytest.raises(ValueError, match="Load the backbone"):
         misled(SUPPORT)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"), [({"r": 8}, "tokens: "), ({"target_modules": ["query"]}, "tokens: ")]
+)
+def test_components_of_other_adapters_are_refused(pipe: MCDiPipeline, overrides: dict[str, Any], message: str) -> None:
+    codec = AdapterCodec.from_backbone(pipe.backbone, tiny_lora_config(**overrides), token_dim=32)
+    with pytest.raises(ValueError, match=f"another layout than the codec .*{message}"):
+        MCDiPipeline(**pipe.components | {"codec": codec})
+
+
+def test_a_task_encoder_of_another_width_is_refused(pipe: MCDiPipeline) -> None:
+    with pytest.raises(ValueError, match="feature_dim: 7 there"):
+        MCDiPipeline(**pipe.components | {"task_encoder": TaskEncoder(feature_dim=7, dim=16)})

@@ -1,6 +1,7 @@
 """The denoiser: a transformer over weight tokens."""
 
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -121,9 +122,16 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
             layout (`AdapterLayout`): The adapters' layout.
             sizes (`int`): `cond_dim`, `dim`, `num_layers`, `num_heads`, `ff_mult`.
         """
-        tokens = [list(astuple(token)) for token in layout.tokens]
-        head_width = layout.feature_dim + 2 if layout.head_keys else 0
-        return cls(tokens, layout.token_dim, head_width, **sizes)
+        return cls(**cls.config_for(layout), **sizes)
+
+    @staticmethod
+    def config_for(layout: AdapterLayout) -> dict[str, Any]:
+        """What a layout says of the config: `tokens`, `token_dim` and `head_width`."""
+        return {
+            "tokens": [list(astuple(token)) for token in layout.tokens],
+            "token_dim": layout.token_dim,
+            "head_width": layout.feature_dim + 2 if layout.head_keys else 0,
+        }
 
     def forward(
         self,

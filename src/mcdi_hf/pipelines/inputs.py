@@ -5,10 +5,31 @@ from typing import Any
 import torch
 
 from ..adapters.codec import AdapterCodec
+from ..models.denoiser import MCDiDenoiser
+from ..models.task_encoder import TaskEncoder
 
 
 COMBINE = ("first", "mean", "select")
 OUTPUT_TYPES = ("peft", "pt", "latent")
+
+
+def check_components(denoiser: MCDiDenoiser, task_encoder: TaskEncoder, codec: AdapterCodec) -> None:
+    """Refuse components that were made for adapters of different ranks, targets or widths, naming what differs."""
+    layout = codec.layout
+    wanted = MCDiDenoiser.config_for(layout) | {"feature_dim": layout.feature_dim, "cond_dim": task_encoder.config.dim}
+    found = {key: getattr(denoiser.config, key) for key in ("tokens", "token_dim", "head_width", "cond_dim")}
+    found["feature_dim"] = task_encoder.config.feature_dim
+    found["tokens"] = [list(token) for token in found["tokens"]]
+    if differing := [key for key in wanted if wanted[key] != found[key]]:
+        parts = [f"{key}: {_short(found[key])} there, {_short(wanted[key])} in the codec" for key in differing]
+        raise ValueError(
+            f"The denoiser and the task encoder are for adapters of another layout than the codec ({'; '.join(parts)}): "
+            f"expected rank, targets and backbone to be the same. Take all components from one pipeline."
+        )
+
+
+def _short(value: Any) -> str:
+    return f"{len(value)} tokens" if isinstance(value, list) else str(value)
 
 
 def check_counts(supports: list[dict], conditions: list[dict] | None, num_candidates: int, generator: Any) -> None:

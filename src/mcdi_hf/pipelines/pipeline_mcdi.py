@@ -14,7 +14,7 @@ from ..models.denoiser import MCDiDenoiser
 from ..models.task_encoder import TaskEncoder
 from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
 from .backbone import BackboneMixin
-from .inputs import check_callback, check_counts, check_latents, check_ready, check_settings
+from .inputs import check_callback, check_components, check_counts, check_latents, check_ready, check_settings
 from .pipeline_output import MCDiPipelineOutput
 from .refinement import refine
 from .sampling import SamplingMixin, task_generators
@@ -85,6 +85,7 @@ class MCDiPipeline(BackboneMixin, SamplingMixin, DiffusionPipeline):
                 f"The codec's adapters have no head: expected a causal language model, whose pooling is 'last_token', and "
                 f"imprint_from='mean'; got pooling {codec.config.base_model['pooling']!r} and {imprint_from!r}."
             )
+        check_components(denoiser, task_encoder, codec)
         self.register_modules(denoiser=denoiser, task_encoder=task_encoder, codec=codec, scheduler=scheduler)
         self.register_to_config(
             base_model_name_or_path=base_model_name_or_path,
