@@ -20,7 +20,7 @@ from mcdi_hf import FrozenBackbone, GeneratedAdapter, MCDiPipeline
 
 RANDOM = np.random.default_rng(0)
 IMAGES = [Image.fromarray(RANDOM.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(10)]
-TEXTS = ["a b", "x", "c c z", "y b a", *"defghijklmnopqrstu"]
+TEXTS = ["a b", "x", "c c z", "y b a", *"defghijklmnopqrstu", "d e f g " * 20]  # the last one is cut
 SUPPORTS = {
     "llama": {"p": ["a b c", "a c"], "q": ["x y z", "z y"], "r": ["a z", "b y"]},
     "vit": {"cat": IMAGES[:2], "dog": IMAGES[2:4], "owl": IMAGES[4:6]},

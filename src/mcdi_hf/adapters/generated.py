@@ -75,8 +75,9 @@ prompt = tokenizer({prompt!r}, add_special_tokens=False)["input_ids"]
 
 def classify(text):
     # the label whose first token the model would say next
+    ids = tokenizer(text, truncation=True, max_length={max_length} - len(prompt))["input_ids"] + prompt
     with torch.no_grad():
-        logits = model(torch.tensor([tokenizer(text)["input_ids"] + prompt])).logits[0, -1]
+        logits = model(torch.tensor([ids])).logits[0, -1]
     return labels[logits[words].argmax().item()]""",
 }
 # What the card says of the task: for the Hub, and for those who search it.
@@ -229,6 +230,7 @@ class GeneratedAdapter:
             id2label=self.id2label,
             place=place,
             prompt=ANSWER_PROMPT,
+            max_length=self.base_model["max_length"],
         )
         shots = self.details["shots"]
         details = {key: "-" if value is None else value for key, value in self.details.items()}
