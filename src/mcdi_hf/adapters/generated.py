@@ -80,6 +80,8 @@ def classify(text):
         logits = model(torch.tensor([ids])).logits[0, -1]
     return labels[logits[words].argmax().item()]""",
 }
+# What the card says of how an adapter was made.
+DETAILS = ("generator", "num_candidates", "combine", "num_inference_steps", "chosen", "support_losses", "folds")
 # What the card says of the task: for the Hub, and for those who search it.
 TASKS = {"images": ("image-classification",) * 2, "last_token": ("text-generation", "text-classification")}
 
@@ -95,7 +97,8 @@ class GeneratedAdapter:
         labels (`list[str]`): The class names, in the order of the logits.
         details (`dict`): How it was made: `generator`, `shots`, `num_inference_steps`, `num_candidates`, `combine`,
             `refine_steps`; if it was selected, `chosen` (the option), `support_loss` (its mean cross-entropy), and of
-            all options `support_losses`, over so many `folds` (1: on the support itself).
+            all options `support_losses`, over so many `folds` (1: on the support itself). What is `None` or not there
+            is a dash on the card; `shots` must be there.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -233,10 +236,11 @@ class GeneratedAdapter:
             max_length=self.base_model["max_length"],
         )
         shots = self.details["shots"]
-        details = {key: "-" if value is None else value for key, value in self.details.items()}
-        if self.details["support_losses"] is not None:
-            details["support_losses"] = ", ".join(f"{k} {v:.4f}" for k, v in self.details["support_losses"].items())
-        steps = self.details["refine_steps"]
+        known = {key: value for key, value in self.details.items() if value is not None}
+        details = dict.fromkeys(DETAILS, "-") | known
+        if "support_losses" in known:
+            details["support_losses"] = ", ".join(f"{k} {v:.4f}" for k, v in known["support_losses"].items())
+        steps = known.get("refine_steps")
         details["training"] = f"Then {steps} gradient steps were taken." if steps else "No gradient step was taken."
         text = CARD.format(
             title=place.split("/")[-1],
