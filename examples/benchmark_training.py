@@ -130,7 +130,7 @@ class Rivals:
             kinds = [kind for kind in family.values["validation_kinds"] if shots_of(kind) == shots]
             found = []
             for kind in kinds:  # apart: a stack's batches are of its first task's size
-                tasks = family.tasks("validation", kind, 100, 16)
+                tasks = family.tasks("validation", kind, 100, min(16, self.args.gradient_episodes))
                 found += gradient_accuracies(family.stacked, examples, features, tasks, settings, self.frozen_scale)
             return float(np.mean(found))
 

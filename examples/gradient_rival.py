@@ -15,6 +15,7 @@ from mcdi_hf.trajectories.shared import initial_adapter
 
 
 HEADS = ("imprinted", "untrained")
+MAX_BATCH = 64  # examples of a step; smaller support sets are taken whole
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class GradientSettings:
     Attributes:
         head (`str`): `"imprinted"` starts from class means on frozen features, `"untrained"` from zero, as a person
             does who follows PEFT's documentation.
-        steps (`int`): Adam's steps, each on the whole support set.
+        steps (`int`): Adam's steps, each on the whole support set or on `MAX_BATCH` examples of it.
         learning_rate (`float`): Adam's, with a linear decay to zero.
     """
 
@@ -57,7 +58,7 @@ def gradient_accuracies(
         trajectory = TrajectorySettings(
             num_steps=settings.steps,
             num_targets=1,
-            batch_size=sum(len(rows) for rows in stack[0].support),
+            batch_size=min(MAX_BATCH, sum(len(rows) for rows in stack[0].support)),
             learning_rate=settings.learning_rate,
             imprint_scale=settings.scale(imprint_scale),
             seed=seed,
