@@ -50,9 +50,10 @@ def draw_times(axes: Axes, rows: dict[str, dict]) -> None:
     """A point for each way; those of the pipeline at several numbers of steps are joined."""
     names = [generated_name(steps) for steps in STEPS]
     times, means = [median_seconds(rows[name]) for name in names], [_percent(rows[name])[0] for name in names]
-    axes.plot(times, means, "o-", color=GENERATED, label=f"generated, {', '.join(map(str, STEPS))} steps", zorder=3)
-    for steps, x, y in zip(STEPS, times, means):
-        axes.annotate(str(steps), (x, y), (0, 6), textcoords="offset points", ha="center", color=GENERATED, fontsize=8)
+    axes.plot(times, means, "o-", color=GENERATED, label="generated, by number of steps", zorder=3)
+    for place, (steps, x, y) in enumerate(zip(STEPS, times, means)):
+        offset = 0, -14 if place % 2 else 6  # in turn below and above: neighbours may be close
+        axes.annotate(str(steps), (x, y), offset, textcoords="offset points", ha="center", color=GENERATED, fontsize=8)
     for name, (colour, shape) in LOOKS.items():
         if name in rows:
             mean, half = _percent(rows[name])
@@ -61,7 +62,7 @@ def draw_times(axes: Axes, rows: dict[str, dict]) -> None:
             )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(seconds_text))
-    axes.set_xlabel("time from examples to adapter")
+    axes.set_xlabel("time from examples to adapter (log axis)")
 
 
 def draw_steps(axes: Axes, rows: dict[str, dict]) -> None:
@@ -81,7 +82,7 @@ def save_pictures(results: dict, folder: Path) -> None:
     panels = _panels(results)
     for name, draw in (("generation_time", draw_times), ("generation_steps", draw_steps)):
         figure, axes = plt.subplots(
-            1, len(panels), figsize=(1 + 3.6 * len(panels), 4.2), layout="constrained", squeeze=False
+            1, len(panels), figsize=(4 + 3.4 * len(panels), 3.8), layout="constrained", squeeze=False
         )
         handles = {}
         for place, (title, rows) in zip(axes[0], panels):
@@ -89,7 +90,7 @@ def save_pictures(results: dict, folder: Path) -> None:
             place.set_title(title)
             place.grid(alpha=0.25)
             handles |= {label: handle for handle, label in zip(*place.get_legend_handles_labels())}
-        axes[0, 0].set_ylabel("accuracy on test tasks, %")
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+        axes[0, 0].set_ylabel("accuracy, % (bars: 95 % interval)")
+        figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, labelspacing=0.8)
         figure.savefig(folder / f"{name}.png")
         plt.close(figure)

@@ -39,13 +39,13 @@ def print_markdown(title: str, header: list[str], rows: list[list[str]]) -> None
 def print_ways(title: str, rows: list[dict]) -> None:
     """Accuracy and time to adapter of every way; for those in batches the adapters a second, too."""
     gradient = median_seconds(rows[0])
-    header = ["way", "accuracy (95 % interval, episodes)", "time to adapter", "of gradient LoRA's"]
+    header = ["way", "accuracy (95 % interval; episodes)", "time to adapter", "share of gradient LoRA's"]
     header += [f"adapters a second, batch {batch}" for batch in BATCHES]
     cells = []
     for row in rows:
         mean, half = interval(row["accuracy"])
-        own = [row["way"], f"{mean:.4f} (+-{half:.4f}, {len(row['accuracy'])})"]
-        own += [duration(median_seconds(row)), f"1/{gradient / median_seconds(row):.3g}"]
+        own = [row["way"], f"{mean:.4f} (+-{half:.4f}; {len(row['accuracy'])})"]
+        own += [duration(median_seconds(row)), f"{median_seconds(row) / gradient:.3f}"]
         own += [
             f"{batch / median_seconds(row, batch):.3g}" if str(batch) in row["seconds"] else "" for batch in BATCHES
         ]

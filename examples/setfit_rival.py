@@ -7,6 +7,7 @@ import tempfile
 import torch
 from datasets import Dataset
 from setfit import SetFitModel, Trainer, TrainingArguments
+from transformers import PrinterCallback
 
 
 # The library's documented defaults: one epoch over the pairs in batches of 16, learning rate 2e-5 of the encoder.
@@ -34,6 +35,7 @@ class SetFitRival:
             )
             dataset = Dataset.from_dict({"text": texts, "label": labels})
             trainer = Trainer(copy.deepcopy(self.model), arguments, train_dataset=dataset)
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
         return trainer.model
 
