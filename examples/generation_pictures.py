@@ -10,7 +10,7 @@ from generation_ways import CHOSEN, FREE, GRADIENT, SETFIT, STEPS, generated_nam
 matplotlib.use("Agg")  # no window
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.ticker import FuncFormatter  # noqa: E402
+from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: E402
 
 
 # Colours that the colour-blind can tell apart (Okabe and Ito), and a shape for each way besides.
@@ -62,6 +62,7 @@ def draw_times(axes: Axes, rows: dict[str, dict]) -> None:
             )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(seconds_text))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("time from examples to adapter (log axis)")
 
 
@@ -70,7 +71,7 @@ def draw_steps(axes: Axes, rows: dict[str, dict]) -> None:
     places, points = range(len(STEPS)), [_percent(rows[generated_name(steps)]) for steps in reversed(STEPS)]
     means, halves = zip(*points)
     axes.errorbar(places, means, halves, color=GENERATED, marker="o", elinewidth=0.8, capsize=3, label="generated")
-    for name, style in ((FREE, ":"), (GRADIENT, "--")):
+    for name, style in ((GRADIENT, "--"), (FREE, ":")):
         axes.axhline(_percent(rows[name])[0], color=LOOKS[name][0], ls=style, label=name)
     axes.set_xticks(places, [str(steps) for steps in reversed(STEPS)])
     axes.set_xlabel("steps of the sampler")
@@ -82,7 +83,7 @@ def save_pictures(results: dict, folder: Path) -> None:
     panels = _panels(results)
     for name, draw in (("generation_time", draw_times), ("generation_steps", draw_steps)):
         figure, axes = plt.subplots(
-            1, len(panels), figsize=(4 + 3.4 * len(panels), 3.8), layout="constrained", squeeze=False
+            1, len(panels), figsize=(4 + 3.4 * len(panels), 3.8), layout="constrained", squeeze=False, sharex=True
         )
         handles = {}
         for place, (title, rows) in zip(axes[0], panels):
