@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from data import Source, installed_backbone, load_table, training_table
+from datasets import Dataset
 from training_data import Split, episodes
 
 from mcdi_hf import LabelledRows, MCDiPipeline, Task, load_trajectories
@@ -52,6 +53,29 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def load_pipeline(folder: Path, backbone: Path | None) -> MCDiPipeline:
+    """A released pipeline on a backbone in a folder, by default the wheel's."""
+    name = installed_backbone() if backbone is None else str(backbone)
+    pipe = MCDiPipeline.from_pretrained(folder, base_model_name_or_path=name)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def moved(sources: list[dict], data_root: Path) -> list[dict]:
+    """Sources whose data sets are below the data root, wherever they were."""
+    names = [str(data_root / Path(one["dataset_name"]).name) for one in sources]
+    return [one | {"dataset_name": name} for one, name in zip(sources, names)]
+
+
+def labelled(
+    sources: list[Source], domains: list[str], split: str, query_split: str | None
+) -> tuple[Dataset, list[LabelledRows]]:
+    """The examples of some domains, and the rows of them that supports are of; then those of queries, if others."""
+    names = [split, query_split] if query_split else [split]
+    table, spans = load_table(sources, names, domains)
+    return table, [LabelledRows(table, "label", "group", spans[name], "domain") for name in names]
+
+
 class Family:
     """A generator and what its tasks are made of.
 
@@ -68,17 +92,15 @@ class Family:
     def __init__(self, values: dict, args: argparse.Namespace) -> None:
         self.values, self.args, self.name = values, args, values["name"]
         backbone = values.get("backbone")
-        backbone = installed_backbone() if backbone is None else str(args.runs_root / backbone)
-        self.pipe = MCDiPipeline.from_pretrained(ROOT / values["pipeline"], base_model_name_or_path=backbone)
-        self.pipe.set_progress_bar_config(disable=True)
+        self.pipe = load_pipeline(ROOT / values["pipeline"], backbone and args.runs_root / backbone)
         self.stacked, self.codec = self.pipe.stacked, self.pipe.codec
         self.frozen = initial_adapter(self.codec.layout)  # does nothing: lora_B is zero
         folder = args.runs_root / values["trajectories"]
         self.trajectories, self.description = load_trajectories(str(folder), self.codec.layout)
         self.made_from = fingerprint(folder)
         # The data sets are where this command says, not where they were when the trajectories were made.
-        self.description["sources"] = self._moved(self.description["sources"])
-        given = [Source.from_dict(one) for one in self._moved(values["sources"])]
+        self.description["sources"] = moved(self.description["sources"], args.data_root)
+        given = [Source.from_dict(one) for one in moved(values["sources"], args.data_root)]
         own = [Source.from_dict(one) for one in self.description["sources"]]
         trained, names = self.description["train_domains"], {one.dataset_name for one in own}
         judged = list(values["validation_domains"])
@@ -95,15 +117,8 @@ class Family:
             ),
         }
 
-    def _moved(self, sources: list[dict]) -> list[dict]:
-        names = [str(self.args.data_root / Path(one["dataset_name"]).name) for one in sources]
-        return [one | {"dataset_name": name} for one, name in zip(sources, names)]
-
     def _split(self, sources: list[Source], domains: list[str], split: str) -> tuple[Split, list[LabelledRows]]:
-        query = self.values.get("query_split")
-        names = [split, query] if query else [split]
-        table, spans = load_table(sources, names, domains)
-        rows = [LabelledRows(table, "label", "group", spans[name], "domain") for name in names]
+        table, rows = labelled(sources, domains, split, self.values.get("query_split"))
         views = self.pipe.config.support_views
         return Split(table, self.stacked, self.codec, self.args.cache_dir, support_views=views), rows
 

@@ -95,6 +95,11 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         self.register_buffer("coordinates", coordinates[:, :4], persistent=False)
         filled = torch.arange(token_dim) < coordinates[:, 4:]
         self.register_buffer("filled", filled, persistent=False)
+        # Inside, tokens of one matrix stand side by side, so that each goes through its own matrix's layer only.
+        order = coordinates[:, 2].argsort(stable=True)
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("inverse_order", order.argsort(), persistent=False)
+        self.num_a = sum(token[2] == 0 for token in tokens)
         sizes = (coordinates[:, :4].max(dim=0).values + 1).tolist()
         self.places = nn.ModuleList([nn.Embedding(size, dim) for size in sizes])
         self.matrix_in = nn.ModuleList([nn.Linear(token_dim, dim) for _ in range(2)])
@@ -164,15 +169,16 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         modulation = self.modulation(time + task).unflatten(-1, (6, -1))
         width = self.config.head_width
         lora, head = sample.split([len(self.coordinates), class_tokens.shape[1] if width else 0], dim=1)
-        lora = lora * self.filled
+        lora_a, lora_b = self._by_matrix((lora * self.filled)[:, self.order])
         classes = self.class_in(class_tokens)
         if width:
             classes = self.head_in(head[..., :width]) + classes
-        place = sum(table(index) for table, index in zip(self.places, self.coordinates.unbind(dim=1)))
-        is_a = (self.coordinates[:, 2] == 0).unsqueeze(-1)
+        place = sum(table(index) for table, index in zip(self.places, self.coordinates[self.order].unbind(dim=1)))
+        place_a, place_b = self._by_matrix(place.unsqueeze(0))
         states = torch.cat(
             [
-                torch.where(is_a, self.matrix_in[0](lora), self.matrix_in[1](lora)) + place,
+                self.matrix_in[0](lora_a) + place_a,
+                self.matrix_in[1](lora_b) + place_b,
                 classes,
                 task.unsqueeze(1),
             ],
@@ -188,10 +194,15 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
                 states = block(states, modulation, mask)
         states = self.norm_out(states)
         lora, classes, _ = states.split([len(self.coordinates), class_tokens.shape[1], 1], dim=1)
-        output = torch.where(is_a, self.matrix_out[0](lora), self.matrix_out[1](lora)) * self.filled
+        outputs = [layer(part) for layer, part in zip(self.matrix_out, self._by_matrix(lora))]
+        output = torch.cat(outputs, dim=1)[:, self.inverse_order] * self.filled
         if width:
             head = nn.functional.pad(self.head_out(classes), (0, sample.shape[-1] - width))
             output = torch.cat([output, head], dim=1)
         if not return_dict:
             return (output,)
         return MCDiDenoiserOutput(sample=output)
+
+    def _by_matrix(self, lora: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ordered LoRA tokens `(tasks, tokens, width)` as those of `lora_A` and those of `lora_B`."""
+        return lora[:, : self.num_a], lora[:, self.num_a :]
