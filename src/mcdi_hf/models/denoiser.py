@@ -90,11 +90,13 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         ff_mult: int = 2,
     ) -> None:
         super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads is {num_heads}: expected a divisor of dim, which is {dim}.")
         coordinates = torch.tensor(tokens)
         self.register_buffer("coordinates", coordinates[:, :4], persistent=False)
         filled = torch.arange(token_dim) < coordinates[:, 4:]
         self.register_buffer("filled", filled, persistent=False)
-        sizes = (coordinates[:, :4].max(dim=0).values + 1).tolist()
+        sizes = [max(column) + 1 for column in list(zip(*tokens))[:4]]
         self.places = nn.ModuleList([nn.Embedding(size, dim) for size in sizes])
         self.matrix_in = nn.ModuleList([nn.Linear(token_dim, dim) for _ in range(2)])
         self.matrix_out = nn.ModuleList([nn.Linear(dim, token_dim) for _ in range(2)])
@@ -121,9 +123,16 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
             layout (`AdapterLayout`): The adapters' layout.
             sizes (`int`): `cond_dim`, `dim`, `num_layers`, `num_heads`, `ff_mult`.
         """
-        tokens = [list(astuple(token)) for token in layout.tokens]
-        head_width = layout.feature_dim + 2 if layout.head_keys else 0
-        return cls(tokens, layout.token_dim, head_width, **sizes)
+        return cls(**cls.sizes_of(layout), **sizes)
+
+    @staticmethod
+    def sizes_of(layout: AdapterLayout) -> dict[str, int | list[list[int]]]:
+        """The part of the config that a layout determines."""
+        return {
+            "tokens": [list(astuple(token)) for token in layout.tokens],
+            "token_dim": layout.token_dim,
+            "head_width": layout.feature_dim + 2 if layout.head_keys else 0,
+        }
 
     def forward(
         self,

@@ -15,6 +15,7 @@ from ..models.task_encoder import TaskEncoder
 from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
 from .backbone import BackboneMixin
 from .inputs import check_callback, check_counts, check_latents, check_ready, check_settings
+from .loading import CheckedLoadingMixin
 from .pipeline_output import MCDiPipelineOutput
 from .support import Support, SupportBatch
 
@@ -22,7 +23,7 @@ from .support import Support, SupportBatch
 IMPRINT_FROM = ("mean", "generated")
 
 
-class MCDiPipeline(BackboneMixin, DiffusionPipeline):
+class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, DiffusionPipeline):
     """Generates LoRA adapters with a classification head for a frozen backbone, from a few labelled examples.
 
     A causal language model's adapters are LoRA alone: it classifies by the word for a label that it would say next.
