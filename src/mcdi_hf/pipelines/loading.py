@@ -37,9 +37,14 @@ class CheckedLoadingMixin:
         if kwargs.get("use_safetensors") is False:
             raise ValueError("use_safetensors is False, but only safetensors are read: leave it out.")
         kwargs["use_safetensors"] = True  # diffusers would fall back to pickles
-        if Path(pretrained_model_name_or_path).is_dir():
-            check_pipeline_folder(cls, Path(pretrained_model_name_or_path), kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        check_pipeline_folder(cls, folder, kwargs)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except ValueError as error:  # a setting of the index that the constructor refuses
+            raise ValueError(f"{folder} cannot be loaded: {error}") from error
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
