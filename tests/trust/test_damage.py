@@ -1,7 +1,6 @@
 """Folders with truncated files and flipped bits load as before, load other valid numbers, or are refused by name."""
 
 import json
-import math
 import random
 import shutil
 from pathlib import Path
@@ -158,6 +157,14 @@ def mutate(values: Any, draw: random.Random) -> Any:
     return values
 
 
+def usable(pipe: MCDiPipeline) -> None:
+    """Generate an adapter from ready features."""
+    pipe.set_progress_bar_config(disable=True)
+    features = {name: torch.ones(2, pipe.codec.layout.feature_dim) for name in ("one", "other")}
+    (adapter,) = pipe(features, num_inference_steps=1).adapters
+    assert {key: tuple(value.shape) for key, value in adapter.tensors.items()} == pipe.codec.layout.shapes(2)
+
+
 def test_fuzzed_configs(pipe: tuple[Path, MCDiPipeline], reliability: Reliability, tmp_path: Path) -> None:
     sound, expected = pipe
     folder, draw = Path(shutil.copytree(sound, tmp_path / "pipe")), random.Random(0)
@@ -171,16 +178,7 @@ def test_fuzzed_configs(pipe: tuple[Path, MCDiPipeline], reliability: Reliabilit
             part, lambda: MCDiPipeline.from_pretrained(folder), str(folder), same=lambda one: is_same(one, expected)
         )
         if not said:  # what was let through must work, or say why not
-            features = {name: torch.ones(2, loaded.codec.layout.feature_dim) for name in ("one", "other")}
-            loaded.set_progress_bar_config(disable=True)
-            weights, _ = reliability.attempt(
-                "calls after fuzzed configs",
-                lambda: loaded(features, output_type="pt", num_inference_steps=2).adapters,
-                "strength",
-                "num_inference_steps",
-                "imprint_from",
-            )
-            assert weights is None or math.prod(weights.shape) < 10**5
+            reliability.attempt("adapters after fuzzed configs", lambda: usable(loaded), "imprint_from")
         path.write_text(text)
 
 

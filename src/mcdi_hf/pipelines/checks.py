@@ -9,6 +9,8 @@ from typing import Any, get_type_hints
 import torch
 from diffusers import ConfigMixin, DDIMScheduler, ModelMixin, SchedulerMixin
 from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
 from ..adapters.codec import AdapterCodec
@@ -169,9 +171,13 @@ def _check_codec(path: Path, config: dict[str, Any], sets: list[dict[str, Path]]
     """The codec's layout, whose tokens are as many as there are statistics."""
     try:
         layout = AdapterLayout.from_dict(config.get("layout"))
-        LoraConfig(**config.get("lora_config"))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        strange = _not_of(layout, LoraConfig(**config.get("lora_config")))
+    except Exception as error:  # as in `_make`
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    if strange:
+        raise ValueError(
+            f"{path} has a lora_config that does not make the layout beside it: {strange[0]} is otherwise."
+        )
     base_model, scale = config.get("base_model"), config.get("imprint_scale", 10.0)
     for name, kind in BASE_MODEL.items():
         if not isinstance(base_model, dict) or not isinstance(base_model.get(name), kind):
@@ -188,6 +194,20 @@ def _check_codec(path: Path, config: dict[str, Any], sets: list[dict[str, Path]]
                 f"shape {found}: they are of different codecs."
             )
     return layout
+
+
+def _not_of(layout: AdapterLayout, lora_config: LoraConfig) -> list[str]:
+    """The modules of a layout that PEFT would not adapt, or with another rank or scaling."""
+    strange = []
+    for module in layout.modules:
+        ranks, alphas = lora_config.rank_pattern, lora_config.alpha_pattern
+        rank = ranks.get(get_pattern_key(ranks, module.name), lora_config.r)
+        alpha = alphas.get(get_pattern_key(alphas, module.name), lora_config.lora_alpha)
+        scaling = alpha / (math.sqrt(rank) if lora_config.use_rslora else rank)
+        made = check_target_module_exists(lora_config, module.name)
+        if not made or rank != module.rank or not math.isclose(scaling, module.scaling):
+            strange.append(module.name)
+    return strange
 
 
 def _check_sizes(path: Path, kind: type, config: dict[str, Any], layout: AdapterLayout) -> None:
