@@ -7,7 +7,7 @@ SOURCES := examples src tests
 CHOOSE := Install Python 3.11 or newer, or name one: make PYTHON=python3.12 ...
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart release test quality style clean environment
+.PHONY: help quickstart release test reliability quality style clean environment
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ release: $(INSTALLED) ## Make model_cards/mcdi-minilm-intents anew: make release
 
 test: quality ## Check the style and run the tests
 	$(VENV)/bin/python -m pytest
+
+reliability: $(INSTALLED) ## Try faults and hostile inputs, and write the counts into docs/reliability.md
+	$(VENV)/bin/python examples/reliability.py
 
 quality: $(INSTALLED) ## Check the style only
 	$(RUFF) check $(SOURCES)

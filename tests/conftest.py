@@ -4,9 +4,11 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 from fake_hub import TOKEN, FakeHub
+from reliability import Reliability
 
 
 HUB = FakeHub().__enter__()
@@ -25,6 +27,19 @@ os.environ.update(
     HF_HUB_DISABLE_XET="1",
     OMP_NUM_THREADS="1",  # on tensors this small, several threads spend their time waiting for each other
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reliability", metavar="FILE", help="write what became of faults and hostile inputs, as JSON")
+
+
+@pytest.fixture(scope="session")
+def reliability(request: pytest.FixtureRequest) -> Iterator[Reliability]:
+    """Counts what becomes of faults and hostile inputs."""
+    counted = Reliability()
+    yield counted
+    if path := request.config.getoption("--reliability"):
+        counted.write(path)
 
 
 @pytest.fixture

@@ -1,10 +1,14 @@
 """Files that are whole or not there."""
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+
+MAX_JSON_BYTES = 64 * 2**20  # a layout of 50,000 tokens takes 5 MB
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -25,3 +29,27 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             "that the folder can be written, and run the same command again."
         )
         raise OSError(error.errno, message) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that somebody else may have written; whatever is wrong with it is an error that names the file.
+
+    Raises:
+        `FileNotFoundError`: when there is no such file.
+        `ValueError`: when it is no JSON object, holds NaN or infinity, or is larger than 64 MiB.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: get the whole folder again.")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_JSON_BYTES} bytes: it is not what it should be.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}. Expected a JSON object; get the file again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}: expected a JSON object; get the file again.")
+    return values
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is no number")

@@ -194,4 +194,23 @@ class AdapterLayout:
 
     @classmethod
     def from_dict(cls, values: dict) -> "AdapterLayout":
-        return cls(**{**values, "modules": [LoraModule(**module) for module in values["modules"]]})
+        """Read what [`AdapterLayout.to_dict`] wrote.
+
+        Raises:
+            `ValueError`: when it is anything else.
+        """
+        try:
+            modules = [LoraModule(**module) for module in values["modules"]]
+            layout = cls(**{**values, "modules": modules})
+            sizes = [layout.feature_dim, layout.token_dim]
+            sizes += [size for one in modules for size in (one.rank, one.in_features, one.out_features)]
+            names = [layout.head_name or "", *(one.name for one in modules)]
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"It is no layout of adapters: {type(error).__name__}: {error}.") from error
+        if not modules or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+            raise ValueError(f"It is no layout of adapters: its modules are {names}, expected different names.")
+        if wrong := [size for size in sizes if type(size) is not int or size < 1]:
+            raise ValueError(f"It is no layout of adapters: its sizes hold {wrong}, expected whole numbers from 1 on.")
+        if wrong := [one.scaling for one in modules if type(one.scaling) not in (int, float)]:
+            raise ValueError(f"It is no layout of adapters: its scalings hold {wrong}, expected numbers.")
+        return layout

@@ -1,7 +1,6 @@
 """The denoiser: a transformer over weight tokens."""
 
 from dataclasses import astuple, dataclass
-from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -91,6 +90,8 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         ff_mult: int = 2,
     ) -> None:
         super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads is {num_heads}: expected a divisor of dim, which is {dim}.")
         coordinates = torch.tensor(tokens)
         self.register_buffer("coordinates", coordinates[:, :4], persistent=False)
         filled = torch.arange(token_dim) < coordinates[:, 4:]
@@ -100,7 +101,7 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("inverse_order", order.argsort(), persistent=False)
         self.num_a = sum(token[2] == 0 for token in tokens)
-        sizes = (coordinates[:, :4].max(dim=0).values + 1).tolist()
+        sizes = [max(column) + 1 for column in list(zip(*tokens))[:4]]
         self.places = nn.ModuleList([nn.Embedding(size, dim) for size in sizes])
         self.matrix_in = nn.ModuleList([nn.Linear(token_dim, dim) for _ in range(2)])
         self.matrix_out = nn.ModuleList([nn.Linear(dim, token_dim) for _ in range(2)])
@@ -127,11 +128,11 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
             layout (`AdapterLayout`): The adapters' layout.
             sizes (`int`): `cond_dim`, `dim`, `num_layers`, `num_heads`, `ff_mult`.
         """
-        return cls(**cls.config_for(layout), **sizes)
+        return cls(**cls.sizes_of(layout), **sizes)
 
     @staticmethod
-    def config_for(layout: AdapterLayout) -> dict[str, Any]:
-        """What a layout says of the config: `tokens`, `token_dim` and `head_width`."""
+    def sizes_of(layout: AdapterLayout) -> dict[str, int | list[list[int]]]:
+        """The part of the config that a layout determines."""
         return {
             "tokens": [list(astuple(token)) for token in layout.tokens],
             "token_dim": layout.token_dim,

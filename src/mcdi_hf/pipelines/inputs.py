@@ -16,7 +16,7 @@ OUTPUT_TYPES = ("peft", "pt", "latent")
 def check_components(denoiser: MCDiDenoiser, task_encoder: TaskEncoder, codec: AdapterCodec) -> None:
     """Refuse components that were made for adapters of different ranks, targets or widths, naming what differs."""
     layout = codec.layout
-    wanted = MCDiDenoiser.config_for(layout) | {"feature_dim": layout.feature_dim, "cond_dim": task_encoder.config.dim}
+    wanted = MCDiDenoiser.sizes_of(layout) | {"feature_dim": layout.feature_dim, "cond_dim": task_encoder.config.dim}
     found = {key: getattr(denoiser.config, key) for key in ("tokens", "token_dim", "head_width", "cond_dim")}
     found["feature_dim"] = task_encoder.config.feature_dim
     found["tokens"] = [list(token) for token in found["tokens"]]

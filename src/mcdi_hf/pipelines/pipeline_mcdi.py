@@ -15,6 +15,7 @@ from ..models.task_encoder import TaskEncoder
 from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
 from .backbone import BackboneMixin
 from .inputs import check_callback, check_components, check_counts, check_latents, check_ready, check_settings
+from .loading import CheckedLoadingMixin
 from .pipeline_output import MCDiPipelineOutput
 from .refinement import refine
 from .sampling import SamplingMixin, task_generators
@@ -25,7 +26,7 @@ from .support import Support, SupportBatch
 IMPRINT_FROM = ("mean", "generated")
 
 
-class MCDiPipeline(BackboneMixin, SamplingMixin, DiffusionPipeline):
+class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionPipeline):
     """Generates LoRA adapters with a classification head for a frozen backbone, from a few labelled examples.
 
     A causal language model's adapters are LoRA alone: it classifies by the word for a label that it would say next.
@@ -70,8 +71,8 @@ class MCDiPipeline(BackboneMixin, SamplingMixin, DiffusionPipeline):
         strength: float = 1.0,
         imprint_from: str = "mean",
         support_views: int = 1,
-        trained_ways: list[int] | None = None,
-        trained_shots: list[int] | None = None,
+        trained_ways: list | None = None,
+        trained_shots: list | None = None,
     ) -> None:
         super().__init__()
         if imprint_from not in IMPRINT_FROM:

@@ -1,6 +1,6 @@
 """What a user may hand in as a support set, brought to one form."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,10 +147,15 @@ def _as_support_set(support: Any, feature_dim: int) -> SupportSet:
         raise ValueError(f"The support set has the classes {list(support)}: expected at least two.")
     checked = {}
     for label, examples in support.items():
-        if not isinstance(label, str) or not label:
+        if not _is_text(label):
             raise ValueError(f"{label!r} is no label: expected a string that is not empty.")
         checked[label] = _check_examples(label, examples, feature_dim)
     return checked
+
+
+def _is_text(value: Any) -> bool:
+    """Whether something is a string that says anything, and that a file or a tokenizer can take."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
 def _check_examples(label: str, examples: Any, feature_dim: int) -> list[Example] | torch.Tensor:
@@ -159,24 +164,40 @@ def _check_examples(label: str, examples: Any, feature_dim: int) -> list[Example
             raise ValueError(
                 f"The features of {label!r} have shape {tuple(examples.shape)}: expected (shots, {feature_dim})."
             )
-        if not torch.isfinite(examples).all():
-            raise ValueError(f"The features of {label!r} hold NaN or inf.")
+        if examples.is_complex() or not torch.isfinite(examples).all():
+            raise ValueError(f"The features of {label!r} hold NaN or inf, or are complex.")
         return examples
     if isinstance(examples, str | Image.Image):
         kind = "string" if isinstance(examples, str) else "image"
         raise ValueError(f"The examples of {label!r} are one {kind}: expected a list of {kind}s.")
+    if not isinstance(examples, Iterable):
+        raise TypeError(f"The examples of {label!r} are a {type(examples).__name__}: expected a list.")
     examples = TokenizedText.rows(examples) if isinstance(examples, Mapping) else list(examples)
     if not examples:
         raise ValueError(f"The class {label!r} has no example: expected at least one.")
     for example in examples:
         texts = example if isinstance(example, tuple) and len(example) == 2 else (example,)
-        filled = all(isinstance(text, str) and text.strip() for text in texts)
-        if not filled and not isinstance(example, Image.Image | TokenizedText):
+        if isinstance(example, Image.Image):
+            _check_image(label, example)
+        elif not isinstance(example, TokenizedText) and not all(map(_is_text, texts)):
             raise ValueError(
                 f"The class {label!r} holds {example!r}: expected a text that is not empty, a tuple of two such texts or "
                 "a PIL image."
             )
     return examples
+
+
+def _check_image(label: str, image: Image.Image) -> None:
+    """Refuse an image without pixels, one that cannot be decoded, and one whose values 8 bits do not hold."""
+    if 0 in image.size or image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"The class {label!r} holds an image of mode {image.mode!r} and size {image.size}: expected pixels of 8 bits "
+            "a channel. Scale deeper ones yourself, since converting them would cut them off."
+        )
+    try:
+        image.load()
+    except OSError as error:
+        raise ValueError(f"The class {label!r} holds an image that cannot be decoded: {error}.") from error
 
 
 def _from_dataset(dataset: Dataset) -> dict[str, list[str] | list[Image.Image]]:

@@ -1,18 +1,18 @@
 """The trajectory data set, read: from a folder or the Hub, and back to the tensors of adapters."""
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
 from ..adapters.layout import AdapterLayout
-from .description import differences
-from .folder import RECORD, TrajectoryFolder
+from .description import differences, read_record
+from .folder import RECORD, TrajectoryFolder, trajectory_features
 
 
 def load_trajectories(
@@ -29,18 +29,18 @@ def load_trajectories(
         The data set in numpy format, by task number, and what its `trajectories.json` holds.
 
     Raises:
-        `ValueError`: when there is no trajectory data set, when tasks are missing in a folder, or when the layout is
-            another one; every difference is named.
+        `ValueError`: when there is no trajectory data set, when tasks are missing in a folder or a file of it is
+            damaged, or when the layout is another one; every difference is named.
     """
     source = name_or_path
     if Path(name_or_path).is_dir():
         folder = TrajectoryFolder(Path(name_or_path))
         folder.check_whole()
         # `load_dataset` would take a relative "json" for its reader of JSON files.
-        source, record = str(folder.folder.resolve()), folder.record
+        source, record, own_layout = str(folder.folder.resolve()), folder.record, folder.layout
     else:
         try:
-            record = json.loads(Path(hf_hub_download(name_or_path, RECORD, repo_type="dataset")).read_text())
+            record, own_layout = read_record(Path(hf_hub_download(name_or_path, RECORD, repo_type="dataset")))
         except RemoteEntryNotFoundError as error:
             raise ValueError(f"{name_or_path} on the Hub is no trajectory data set: it has no {RECORD}.") from error
         except (RepositoryNotFoundError, HFValidationError) as error:
@@ -51,7 +51,13 @@ def load_trajectories(
         different = differences({"layout": record["layout"]}, {"layout": layout.to_dict()})
         if different:
             raise ValueError(f"The trajectories of {name_or_path} are of other adapters: {'; '.join(different)}.")
-    return load_dataset(source, split="train", streaming=streaming).with_format("numpy"), record
+    try:
+        loaded = load_dataset(source, split="train", streaming=streaming)
+    except DatasetGenerationError as error:
+        raise ValueError(f"A shard of {name_or_path} is damaged: {error.__cause__}. Get it again.") from error
+    if loaded.features != trajectory_features(own_layout, record["max_ways"]):
+        raise ValueError(f"The columns of {name_or_path} are not those that its {RECORD} tells of: {loaded.features}.")
+    return loaded.with_format("numpy"), record
 
 
 def split_weights(weights: torch.Tensor, ways: int, layout: AdapterLayout) -> dict[str, torch.Tensor]:

@@ -1,11 +1,31 @@
 """How trajectories were made: what `trajectories.json` says, and what differs between two of them."""
 
 from importlib.metadata import version
+from pathlib import Path
+
+from ..adapters.layout import AdapterLayout
+from ..files import read_json
 
 
 def package_versions() -> dict[str, str]:
     """The versions of the packages that trajectories depend on, for their description."""
     return {name: version(name) for name in ("mcdi_hf", "torch", "transformers", "peft", "datasets", "numpy")}
+
+
+def read_record(path: Path) -> tuple[dict, AdapterLayout]:
+    """Read a `trajectories.json`, and the layout in it.
+
+    Raises:
+        `ValueError`: when the file is damaged, or has no layout or no `max_ways`.
+    """
+    record = read_json(path)
+    try:
+        layout = AdapterLayout.from_dict(record.get("layout"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if type(record.get("max_ways")) is not int or record["max_ways"] < 1:
+        raise ValueError(f"{path} has max_ways {record.get('max_ways')!r}: expected a whole number from 1 on.")
+    return record, layout
 
 
 def differences(there: dict, here: dict) -> list[str]:

@@ -15,7 +15,8 @@ from huggingface_hub import CommitInfo, HfApi
 from ..adapters.layout import AdapterLayout
 from ..files import write_file
 from .card import trajectory_card
-from .description import differences
+from .description import differences, read_record
+from .shards import check_shard
 
 
 RECORD, CARD = "trajectories.json", "README.md"
@@ -73,8 +74,7 @@ class TrajectoryFolder:
         self.folder = folder
         if not (folder / RECORD).is_file():
             raise ValueError(f"{folder} is no trajectory data set: it has no {RECORD}.")
-        self.record = json.loads((folder / RECORD).read_text())
-        self.layout = AdapterLayout.from_dict(self.record["layout"])
+        self.record, self.layout = read_record(folder / RECORD)
         self.features = trajectory_features(self.layout, self.record["max_ways"])
 
     @classmethod
@@ -97,7 +97,7 @@ class TrajectoryFolder:
         record = dict(**description, layout=layout.to_dict(), max_ways=max_ways)
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         if (folder / RECORD).is_file():
-            different = differences(json.loads((folder / RECORD).read_text()), json.loads(text))
+            different = differences(read_record(folder / RECORD)[0], json.loads(text))
             if different:
                 raise ValueError(
                     f"{folder} holds trajectories that were made otherwise: {'; '.join(different)}. Choose another "
@@ -129,7 +129,9 @@ class TrajectoryFolder:
         return {number for numbers in self.shards for number in numbers}
 
     def check_whole(self) -> None:
-        """Refuse a data set without trajectories, or one in which tasks between 0 and the last are missing."""
+        """Refuse a data set without trajectories, one in which tasks between 0 and the last are missing, and one in
+        which a shard is damaged, see [`check_shard`].
+        """
         numbers = self.numbers
         if not numbers:
             raise ValueError(f"{self.folder} holds no trajectories yet: run the collection first.")
@@ -139,6 +141,8 @@ class TrajectoryFolder:
                 f"{self.folder} is not finished, {len(missing)} of its tasks up to {max(numbers)} are missing: "
                 f"{missing}. Run the same collection again to add them."
             )
+        for numbers, path in self.shards.items():
+            check_shard(path, numbers, self.features)
 
     def append(self, rows: list[dict]) -> None:
         """Write one shard.
@@ -241,8 +245,9 @@ class TrajectoryFolder:
             raise ValueError(f"{self.folder} holds the tasks {there} already.")
 
         def write(file: BinaryIO) -> None:
-            # Small row groups, because a stream reads them one at a time; floats have no use for a dictionary.
-            pyarrow.parquet.write_table(table, file, row_group_size=8, use_dictionary=False)
+            # Small row groups, because a stream reads them one at a time; floats have no use for a dictionary. The
+            # format's own checksums, because a flipped bit in a weight cannot be seen otherwise.
+            pyarrow.parquet.write_table(table, file, row_group_size=8, use_dictionary=False, write_page_checksum=True)
 
         write_file(self.folder / "data" / f"train-{numbers[0]:06d}-{numbers[-1]:06d}.parquet", write)
 

@@ -1,0 +1,239 @@
+"""What a saved pipeline must look like before any of it is loaded: nothing large is allocated, nothing foreign is run."""
+
+import inspect
+import math
+import re
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+from diffusers import ConfigMixin, DDIMScheduler, ModelMixin, SchedulerMixin
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError, safe_open
+
+from ..adapters.codec import AdapterCodec
+from ..adapters.layout import AdapterLayout
+from ..files import read_json
+from ..models.denoiser import MCDiDenoiser
+
+
+PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+WEIGHTS = re.compile(r"diffusion_pytorch_model(\.[\w-]+)?\.safetensors")
+SHARD = re.compile(r"diffusion_pytorch_model(\.[\w-]+)?-\d{5}-of-\d{5}(\.[\w-]+)?\.safetensors")
+MAX_TIMESTEPS = 100_000
+BASE_MODEL = {"name_or_path": str, "fingerprint": str, "pooling": str, "max_length": int, "model_class": str}
+
+
+def check_pipeline_folder(pipeline_class: type, folder: Path, given: dict[str, Any]) -> None:
+    """Refuse a folder that is no saved pipeline, naming the file, what is wrong with it and what was expected.
+
+    Damage that leaves every number finite and in its place cannot be seen: safetensors keep no checksum.
+
+    Args:
+        pipeline_class (`type`): The pipeline's class, whose constructor says what belongs to it.
+        folder (`Path`): The folder.
+        given (`dict[str, Any]`): Components that the caller has at hand, by name; theirs are not read.
+
+    Raises:
+        `ValueError`: when a component is of a class that is not ours, when there are pickles beside the weights, when
+            configs and weights do not fit each other, and when a number is not finite.
+        `OSError`: when a file is missing or cannot be read.
+    """
+    check_index(pipeline_class, folder / pipeline_class.config_name, given)
+    layout = given["codec"].layout if "codec" in given else None
+    # The codec first: the sizes of its tensors are those of the layout, which the denoiser must have, too.
+    for name, kind in sorted(_components(pipeline_class).items(), key=lambda item: item[1] is not AdapterCodec):
+        if name in given:
+            continue
+        path = folder / name / kind.config_name
+        kind, config = _read_config(path, _kinds(kind))
+        if issubclass(kind, SchedulerMixin):
+            _check_scheduler(path, kind, config)
+            continue
+        sets = _weight_sets(path.parent)
+        if kind is AdapterCodec:
+            layout = _check_codec(path, config, sets)
+        else:
+            _check_sizes(path, kind, config, layout)
+        for files in sets:
+            _check_weights(path, kind, config, files)
+
+
+def check_index(pipeline_class: type, path: Path, given: dict[str, Any]) -> None:
+    """Refuse an index that names other classes than ours, or settings that the pipeline does not have."""
+    index, components = read_json(path), _components(pipeline_class)
+    settings = {name: hint for name, hint in _hints(pipeline_class).items() if name not in components}
+    if index.get("_class_name") != pipeline_class.__name__:
+        raise ValueError(
+            f"{path} is of {index.get('_class_name')!r}: expected {pipeline_class.__name__!r}. Code that comes with a "
+            "pipeline is never run."
+        )
+    for name, kind in components.items():
+        allowed = [[one.__module__.split(".")[0], one.__name__] for one in _kinds(kind)]
+        if name not in given and index.get(name) not in allowed:
+            raise ValueError(
+                f"{path} has as {name} {index.get(name)!r}: expected {' or '.join(map(str, allowed))}. Another one is "
+                f"loaded by you and handed in, from_pretrained(..., {name}=yours)."
+            )
+    for name, value in index.items():
+        if name.startswith("_") or name in components:
+            continue
+        if name not in settings:
+            raise ValueError(f"{path} has {name!r}, which {pipeline_class.__name__} does not know.")
+        if not isinstance(value, settings[name]) and not (settings[name] is float and type(value) is int):
+            raise ValueError(f"{path} has {name} {value!r}: expected {settings[name]}.")
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return {name: hint for name, hint in get_type_hints(kind.__init__).items() if name != "return"}
+
+
+def _components(pipeline_class: type) -> dict[str, type]:
+    hints = _hints(pipeline_class)
+    return {name: hint for name, hint in hints.items() if inspect.isclass(hint) and issubclass(hint, ConfigMixin)}
+
+
+def _kinds(kind: type) -> tuple[type, ...]:
+    """The classes that may stand for one of the pipeline's: DDIM's step takes what that of our scheduler takes."""
+    return (kind, DDIMScheduler) if issubclass(kind, SchedulerMixin) else (kind,)
+
+
+def _read_config(path: Path, kinds: tuple[type, ...]) -> tuple[type, dict[str, Any]]:
+    """A component's class, which must be one of some, and its config, without an argument that the class has not."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is missing: get the whole pipeline again.")
+    if pickled := sorted(beside.name for beside in path.parent.iterdir() if beside.suffix in PICKLES):
+        raise ValueError(
+            f"{path.parent / pickled[0]} is a pickle, which may run anything when it is read: only safetensors are. If "
+            "you trust it, convert it and delete it."
+        )
+    config = read_json(path)
+    kind = next((one for one in kinds if one.__name__ == config.get("_class_name")), None)
+    if kind is None:
+        raise ValueError(f"{path} is of {config.get('_class_name')!r}: expected {kinds[0].__name__!r}.")
+    known = inspect.signature(kind.__init__).parameters
+    if unknown := sorted(name for name in config if not name.startswith("_") and name not in known):
+        raise ValueError(f"{path} has {unknown}, which {kind.__name__} does not know.")
+    return kind, config
+
+
+def _check_scheduler(path: Path, kind: type, config: dict[str, Any]) -> None:
+    steps = config.get("num_train_timesteps", 1)
+    if type(steps) is not int or not 1 <= steps <= MAX_TIMESTEPS:
+        raise ValueError(f"{path} has num_train_timesteps {steps!r}: expected 1 to {MAX_TIMESTEPS}.")
+    _make(path, kind, config)
+
+
+def _make(path: Path, kind: type, config: dict[str, Any]) -> Any:
+    """A component from its config, without memory for its tensors."""
+    try:
+        with torch.device("meta") if issubclass(kind, ModelMixin) else torch.device("cpu"):
+            return kind.from_config(config)
+    except Exception as error:  # a foreign config can go wrong in any way, and each of them is the config's fault
+        raise ValueError(f"{path} makes no {kind.__name__}: {type(error).__name__}: {error}") from error
+
+
+def _weight_sets(folder: Path) -> list[dict[str, Path]]:
+    """Every set of weights that a loader may take, one or one a variant: tensor -> its file."""
+    sets = [[path] for path in sorted(folder.iterdir()) if WEIGHTS.fullmatch(path.name)]
+    for index in sorted(folder.glob("diffusion_pytorch_model*.index*.json")):
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise ValueError(f"{index} has no weight_map from tensors to files.")
+        if strange := sorted(name for name in set(places.values()) if not SHARD.fullmatch(name)):
+            raise ValueError(
+                f"{index} names {strange[0]!r}: expected files of the same folder, as save_pretrained does."
+            )
+        sets.append([folder / name for name in sorted(set(places.values()))])
+    if not sets:
+        raise FileNotFoundError(f"{folder} has no diffusion_pytorch_model.safetensors: get the whole pipeline again.")
+    return [{name: path for path in paths for name in _tensor_names(path)} for paths in sets]
+
+
+def _tensor_names(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: get the whole pipeline again.")
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}. Expected safetensors; get the file again.") from error
+
+
+def _shape(path: Path, name: str) -> tuple[int, ...]:
+    with safe_open(path, "pt") as file:
+        return tuple(file.get_slice(name).get_shape())
+
+
+def _check_codec(path: Path, config: dict[str, Any], sets: list[dict[str, Path]]) -> AdapterLayout:
+    """The codec's layout, whose tokens are as many as there are statistics."""
+    try:
+        layout = AdapterLayout.from_dict(config.get("layout"))
+        strange = _not_of(layout, LoraConfig(**config.get("lora_config")))
+    except Exception as error:  # as in `_make`
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    if strange:
+        raise ValueError(
+            f"{path} has a lora_config that does not make the layout beside it: {strange[0]} is otherwise."
+        )
+    base_model, scale = config.get("base_model"), config.get("imprint_scale", 10.0)
+    for name, kind in BASE_MODEL.items():
+        if not isinstance(base_model, dict) or not isinstance(base_model.get(name), kind):
+            raise ValueError(f"{path} has no {name} of a base_model: expected a {kind.__name__}.")
+    if type(scale) not in (int, float):
+        raise ValueError(f"{path} has imprint_scale {scale!r}: expected a number.")
+    # By arithmetic, since a forged layout may have more tokens than there is memory to list them.
+    count = sum(math.ceil(math.prod(shape) / layout.token_dim) for shape in layout.lora_shapes.values())
+    for files in sets:
+        found = _shape(files["mean"], "mean") if "mean" in files else None
+        if found != (count, layout.token_dim):
+            raise ValueError(
+                f"{path} has a layout of {count} tokens of {layout.token_dim} numbers, but the mean beside it has the "
+                f"shape {found}: they are of different codecs."
+            )
+    return layout
+
+
+def _not_of(layout: AdapterLayout, lora_config: LoraConfig) -> list[str]:
+    """The modules of a layout that PEFT would not adapt, or with another rank or scaling."""
+    strange = []
+    for module in layout.modules:
+        ranks, alphas = lora_config.rank_pattern, lora_config.alpha_pattern
+        rank = ranks.get(get_pattern_key(ranks, module.name), lora_config.r)
+        alpha = alphas.get(get_pattern_key(alphas, module.name), lora_config.lora_alpha)
+        scaling = alpha / (math.sqrt(rank) if lora_config.use_rslora else rank)
+        made = check_target_module_exists(lora_config, module.name)
+        if not made or rank != module.rank or not math.isclose(scaling, module.scaling):
+            strange.append(module.name)
+    return strange
+
+
+def _check_sizes(path: Path, kind: type, config: dict[str, Any], layout: AdapterLayout) -> None:
+    """Refuse a denoiser or a task encoder for other adapters."""
+    sizes = MCDiDenoiser.sizes_of(layout) if kind is MCDiDenoiser else {"feature_dim": layout.feature_dim}
+    for name, expected in sizes.items():
+        if config.get(name) != expected:
+            raise ValueError(f"{path} has another {name} than the codec's layout: they are not of one pipeline.")
+
+
+def _check_weights(path: Path, kind: type, config: dict[str, Any], files: dict[str, Path]) -> None:
+    """Refuse weights that are not those that the config asks for, or are not finite."""
+    blocks = config.get("num_layers", 0)
+    if type(blocks) is not int or blocks > len(files):
+        raise ValueError(f"{path} has num_layers {blocks!r}, but there are {len(files)} tensors.")
+    expected = {name: tuple(value.shape) for name, value in _make(path, kind, config).state_dict().items()}
+    if different := sorted(files.keys() ^ expected.keys()):
+        where = files.get(different[0], path)
+        raise ValueError(f"{where} and {path.name} do not fit: only one of them has {different[0]!r}.")
+    for name, place in files.items():
+        found = _shape(place, name)
+        if found != expected[name]:
+            raise ValueError(f"{place} has {name} of shape {found}: expected {expected[name]}, see {path.name}.")
+        with safe_open(place, "pt") as file:
+            tensor = file.get_tensor(name)
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise ValueError(f"{place} has {name} with NaN or inf, or of whole numbers: expected finite numbers.")
+        if kind is AdapterCodec and name != "mean" and not (tensor > 0).all():
+            raise ValueError(f"{place} has {name} of {tensor.min().item()}: expected scales above 0.")
