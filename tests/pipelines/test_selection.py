@@ -224,7 +224,9 @@ def test_refined_as_peft_would_train(made: Made) -> None:
         optimizer.step()
     refined = found.adapters[0]
     assert refined.details["refine_steps"] == 3
-    assert distance(refined.tensors, {key: value.detach() for key, value in parameters.items()}, start.tensors) < 0.03
+    # the queries of tiny models saturate: their gradients are rounding, of which Adam makes whole steps
+    kept = {key: value for key, value in start.tensors.items() if ".query." not in key and ".q_proj." not in key}
+    assert distance(refined.tensors, {key: value.detach() for key, value in parameters.items()}, kept) < 2e-3
 
 
 def test_tasks_are_refined_apart(bert: MCDiPipeline) -> None:
@@ -246,11 +248,21 @@ def test_tasks_are_refined_apart(bert: MCDiPipeline) -> None:
         ({"batch_size": 0}, "batch_size 0"),
         ({"combine": "select", "output_type": "latent"}, "cannot say the frozen backbone"),
         ({"refine_steps": 1, "output_type": "latent"}, "nor a refined adapter"),
+        ({"strength": float("nan")}, "strength is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"num_candidates": 1.5}, "num_candidates is 1.5"),
+        ({"refine_steps": 3, "refine_learning_rate": 1e30}, r"tasks \[0\] hold NaN or inf"),
     ],
 )
 def test_wrong_settings_are_refused(bert: MCDiPipeline, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         bert(TEXTS, **settings)
+
+
+def test_features_that_overflow_are_refused(bert: MCDiPipeline) -> None:
+    features = {label: 1e30 * value for label, value in bert.embed(TEXTS).items()}
+    with pytest.raises(ValueError, match=r"tasks \[1\] hold NaN or inf"):
+        bert([bert.embed(TEXTS), features], num_inference_steps=3)
 
 
 def test_features_cannot_be_refined(bert: MCDiPipeline) -> None:

@@ -1,5 +1,6 @@
 """What a call of the pipeline refuses before any work is done."""
 
+import math
 from typing import Any
 
 import torch
@@ -40,18 +41,22 @@ def check_counts(supports: list[dict], conditions: list[dict] | None, num_candid
             f"The conditions have {[len(one) for one in conditions]} classes, the support sets {ways}: expected the "
             "same."
         )
-    if num_candidates < 1:
-        raise ValueError(f"num_candidates is {num_candidates}: expected at least 1.")
+    if not isinstance(num_candidates, int) or num_candidates < 1:
+        raise ValueError(f"num_candidates is {num_candidates}: expected a whole number from 1 on.")
     if isinstance(generator, list) and len(generator) != len(supports):
         raise ValueError(f"There are {len(generator)} generators for {len(supports)} support sets.")
 
 
-def check_settings(combine: str, temperature: float, output_type: str, refine_steps: int, batch_size: int) -> None:
+def check_settings(
+    combine: str, temperature: float, strength: float, output_type: str, refine_steps: int, batch_size: int
+) -> None:
     """Refuse unknown names, numbers below what they count from, and what no tokens can say."""
     if combine not in COMBINE:
         raise ValueError(f"combine is {combine!r}: expected one of {', '.join(map(repr, COMBINE))}.")
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}: expected 0 or more.")
+    if not math.isfinite(strength):
+        raise ValueError(f"strength is {strength}: expected a finite number.")
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type is {output_type!r}: expected one of {', '.join(map(repr, OUTPUT_TYPES))}.")
     if refine_steps < 0 or batch_size < 1:
@@ -80,6 +85,17 @@ def check_ready(supports: list[dict], combine: str, imprint_from: str, refine_st
         raise ValueError(
             "combine='select', imprint_from='generated' and refine_steps need examples: ready features say nothing of "
             "other adapters than the mean."
+        )
+
+
+def check_finite(tensors: dict[str, torch.Tensor], first: int) -> None:
+    """Refuse to hand out adapters that hold NaN or inf, naming their tasks, which are counted from `first` on."""
+    finite = torch.stack([torch.isfinite(value).flatten(1).all(dim=1) for value in tensors.values()]).all(dim=0)
+    if not finite.all():
+        tasks = [first + task for task in (~finite).nonzero().flatten().tolist()]
+        raise ValueError(
+            f"The adapters of the tasks {tasks} hold NaN or inf. Features of the support that are far larger than the "
+            "backbone's make that, and a learning rate that is too high."
         )
 
 

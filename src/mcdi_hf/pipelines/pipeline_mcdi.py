@@ -14,7 +14,15 @@ from ..models.denoiser import MCDiDenoiser
 from ..models.task_encoder import TaskEncoder
 from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
 from .backbone import BackboneMixin
-from .inputs import check_callback, check_components, check_counts, check_latents, check_ready, check_settings
+from .inputs import (
+    check_callback,
+    check_components,
+    check_counts,
+    check_finite,
+    check_latents,
+    check_ready,
+    check_settings,
+)
 from .loading import CheckedLoadingMixin
 from .pipeline_output import MCDiPipelineOutput
 from .refinement import refine
@@ -176,7 +184,8 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
             [`MCDiPipelineOutput`], or a tuple whose first element is its `adapters`.
         """
         # 1. Check everything before any work is done
-        check_settings(combine, temperature, output_type, refine_steps, batch_size)
+        strength = self.config.strength if strength is None else strength
+        check_settings(combine, temperature, strength, output_type, refine_steps, batch_size)
         supports = self._support_sets(support)
         conditions = None if condition is None else self._support_sets(condition)
         check_counts(supports, conditions, num_candidates, generator)
@@ -188,7 +197,6 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
 
         # 2. Settle what is the same for all tasks
         ways = max(len(one) for one in supports)
-        strength = self.config.strength if strength is None else strength
         generators = task_generators(generator, len(supports))
         sample = partial(
             self.sample,
@@ -215,6 +223,7 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
                     adapters.append(tokens)
                     continue
                 tensors = self._finish(tokens, own, batch, choices, refine_steps, refine_learning_rate)
+                check_finite(tensors, first)
                 if output_type == "pt":
                     adapters.append(torch.cat([value.flatten(1) for value in tensors.values()], dim=1))
                 else:
