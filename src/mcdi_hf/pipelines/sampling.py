@@ -43,7 +43,7 @@ class SamplingMixin:
         Returns:
             `torch.Tensor` of shape `(rows, tokens, token_dim)`.
         """
-        dtype, device = self.denoiser.dtype, self._execution_device
+        dtype, device = self.denoiser.dtype, features.device  # to ask diffusers for it takes a millisecond
         task = self.task_encoder(features.to(dtype), labels, class_mask)
         if latents is None:
             latents = self._draw_noise(class_mask, generator, dtype, device)
