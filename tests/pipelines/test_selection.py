@@ -173,6 +173,14 @@ def test_batches_of_any_size_are_the_same(bert: MCDiPipeline, output_type: str) 
     assert_close(single, whole)
 
 
+@pytest.mark.parametrize("output_type", ["peft", "latent"])
+def test_progress_counts_the_tasks(bert: MCDiPipeline, output_type: str, capsys: pytest.CaptureFixture) -> None:
+    bert.set_progress_bar_config(disable=False)
+    bert([TEXTS] * 3, num_inference_steps=2, batch_size=2, output_type=output_type)
+    bert.set_progress_bar_config(disable=True)
+    assert "3/3" in capsys.readouterr().err
+
+
 def test_folds_are_generated_from_the_noise_of_their_task(bert: MCDiPipeline) -> None:
     settings = {"num_candidates": 2, "num_inference_steps": 3}
     (chosen,) = bert(TEXTS, generator=seeded(7), combine="select", **settings).adapters

@@ -163,8 +163,8 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
             refine_learning_rate (`float`, *optional*, defaults to 1e-3):
                 Adam's, with a linear decay to zero.
             batch_size (`int`, *optional*, defaults to 64):
-                How many tasks are worked on at once: the memory grows with it and with `num_candidates`, and not with
-                the number of tasks. Results do not depend on it.
+                How many tasks are worked on at once: the memory grows with it and with `num_candidates` (and, to
+                select, with the folds), and not with the number of tasks. Results do not depend on it.
             generator (`torch.Generator` or a list of one a task, *optional*):
                 Makes the result reproducible. Every task has a stream of noise of its own, so that its result does not
                 depend on its neighbours: its generator in a list, or one that is seeded from the one generator given.
@@ -219,6 +219,7 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
                 tokens, choices = self._candidates(
                     sample, own, batch, seen, generators[part], noise, num_candidates, strength, combine
                 )
+                progress.update(len(own))
                 if output_type == "latent":
                     adapters.append(tokens)
                     continue
@@ -230,7 +231,6 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
                     details = {"num_inference_steps": self._num_timesteps, "num_candidates": num_candidates}
                     details |= {"combine": combine, "refine_steps": refine_steps}
                     adapters += self._as_adapters(tensors, own, details, choices)
-                progress.update(len(own))
         if output_type != "peft":
             adapters = torch.cat(adapters)
         self.maybe_free_model_hooks()
