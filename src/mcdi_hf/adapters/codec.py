@@ -87,9 +87,10 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         wanted, found = self.config.base_model, backbone.fingerprint
         if (wanted["fingerprint"], wanted["pooling"]) != (found, backbone.pooling):
             raise ValueError(
-                f"The adapters are for {wanted['name_or_path']!r} (weights {wanted['fingerprint']}, pooling "
-                f"{wanted['pooling']!r}), but the backbone is {backbone.name_or_path!r} (weights {found}, pooling "
-                f"{backbone.pooling!r}). Load the backbone and the revision that the generator was trained for."
+                f"The adapters are for {wanted['name_or_path']!r} (revision {wanted.get('revision')}, weights "
+                f"{wanted['fingerprint']}, pooling {wanted['pooling']!r}), but the backbone is {backbone.name_or_path!r} "
+                f"(revision {backbone.revision}, weights {found}, pooling {backbone.pooling!r}). Load the "
+                "backbone and the revision that the generator was trained for."
             )
 
     def fit_matrices(self, adapters: list[dict[str, torch.Tensor]]) -> None:
