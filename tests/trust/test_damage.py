@@ -178,7 +178,8 @@ def test_fuzzed_configs(pipe: tuple[Path, MCDiPipeline], reliability: Reliabilit
             part, lambda: MCDiPipeline.from_pretrained(folder), str(folder), same=lambda one: is_same(one, expected)
         )
         if not said:  # what was let through must work, or say why not
-            reliability.attempt("adapters after fuzzed configs", lambda: usable(loaded), "imprint_from")
+            errors = "imprint_from", "hold NaN or inf", "strength is"
+            reliability.attempt("adapters after fuzzed configs", lambda: usable(loaded), *errors)
         path.write_text(text)
 
 
