@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from data import write_whole
-from families import ROOT
+from families import ROOT, read_families
 from generation_costs import floors, parts, peak_memory
 from generation_pictures import save_pictures
 from generation_report import USUAL_STEPS, print_report
@@ -45,14 +45,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--setfit_episodes", type=int, default=4, help="test tasks of SetFit; it is slower")
     parser.add_argument("--adapters", type=int, default=100, help="adapters that are served in one batch")
     return parser.parse_args()
-
-
-def read_families(path: Path, only: list[str] | None) -> list[dict]:
-    families = json.loads(path.read_text())
-    names = [values["name"] for values in families]
-    if unknown := sorted(set(only or []) - set(names)):
-        raise ValueError(f"There are no families {unknown}: expected some of {names}.")
-    return [values for values in families if only is None or values["name"] in only]
 
 
 def measure_family(values: dict, args: argparse.Namespace) -> dict:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from data import write_whole
-from families import ROOT, Family, fingerprint, read_families, shots_of
+from families import ROOT, Family, fingerprint, read_families
 from gradient_rival import GradientSettings, choose_settings, gradient_accuracies
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
@@ -78,6 +78,23 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def shots_of(kind: str) -> int:
+    return int(kind.split("x")[-1])
+
+
+def check_families(families: list[dict]) -> None:
+    """Refuse families with which a run could not come to its end."""
+    for values in families:
+        if unknown := sorted(set(values["bars"]) - set(BARS)):
+            raise ValueError(f"The family {values['name']!r} has the bars {unknown}: expected some of {sorted(BARS)}.")
+        shots, tuned = ({shots_of(kind) for kind in values[key]} for key in ("kinds", "validation_kinds"))
+        if missing := sorted(shots - tuned):
+            raise ValueError(
+                f"The family {values['name']!r} has test tasks of {missing} shots but no validation_kinds to choose "
+                f"gradient LoRA's settings on."
+            )
+
+
 class Rivals:
     """What a family's generator is held against; what is trained or tuned is kept beside the output."""
 
@@ -86,7 +103,9 @@ class Rivals:
         stacked, self.test = family.stacked, family.splits["test"][0]
         train, rows = family.training()
         self.frozen_scale = imprint_scale_for(stacked, family.frozen, train.examples)
-        self.frozen_features = self.plain(family.frozen)
+        self.frozen_features, self.mean_features = self.plain(family.frozen), self.plain(family.codec.mean_adapter())
+        several = family.pipe.config.support_views > 1
+        self.frozen_views = self.test.features_under(family.frozen) if several else None
         self.shared = {}  # seed -> features of the test examples and of their views, sharpness of the head
         for seed in self.args.seeds:
             tensors = self._shared_adapter(train, rows, seed)
@@ -166,8 +185,7 @@ def measure(family: Family, rivals: Rivals, kind: str, seed: int) -> dict[str, l
     tasks = family.tasks("test", kind, 1000 + seed, args.episodes)
     few, examples, frozen = tasks[: args.gradient_episodes], split.examples, rivals.frozen_features
     settings, (shared, shared_views, shared_scale) = rivals.gradient[shots_of(kind)], rivals.shared[seed]
-    mean, scale = rivals.plain(family.codec.mean_adapter()), family.codec.config.imprint_scale
-    views = split.features_under(family.frozen) if family.pipe.config.support_views > 1 else None
+    scale = family.codec.config.imprint_scale
 
     def generated(conditions: list[Task] | None = None, num_candidates: int = 8) -> list[float]:
         noise = torch.Generator().manual_seed(seed)  # the same with another task's condition
@@ -177,12 +195,12 @@ def measure(family: Family, rivals: Rivals, kind: str, seed: int) -> dict[str, l
 
     free = partial(free_accuracies, family.stacked)
     found = {FROZEN: free(frozen, rivals.frozen_scale, tasks)}
-    if views is not None:
-        found[FROZEN_VIEWS] = free(frozen, rivals.frozen_scale, tasks, views)
+    if rivals.frozen_views is not None:
+        found[FROZEN_VIEWS] = free(frozen, rivals.frozen_scale, tasks, rivals.frozen_views)
     return found | {
         SHARED: free(shared, shared_scale, tasks, shared_views),
         LOGISTIC: logistic_accuracies(frozen, tasks),
-        FREE: free(mean, scale, tasks, split.features),
+        FREE: free(rivals.mean_features, scale, tasks, split.features),
         NEAREST: rivals.nearest(tasks),
         GRADIENT: gradient_accuracies(family.stacked, examples, frozen, few, settings, rivals.frozen_scale, seed),
         ONE_DRAW: generated(num_candidates=1),
@@ -255,7 +273,8 @@ def print_bars(means: dict[tuple[str, str], dict[str, float]], families: list[di
 
 def main() -> None:
     args = arguments()
-    families = read_families(args.families, args.only, set(BARS))
+    families = read_families(args.families, args.only)
+    check_families(families)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     lines = run(args, families)
     print_bars(print_tables(lines, families), families)

@@ -16,33 +16,13 @@ from mcdi_hf.trajectories.shared import initial_adapter
 ROOT = Path(__file__).parents[1]
 
 
-def shots_of(kind: str) -> int:
-    return int(kind.split("x")[-1])
-
-
-def read_families(path: Path, only: list[str] | None, bars: set[str]) -> list[dict]:
-    """The families wanted, refused here if a run could not come to its end with them.
-
-    Args:
-        path (`Path`): A JSON list of the values of [`Family`].
-        only (`list[str]`, *optional*): The names of those wanted; all of them by default.
-        bars (`set[str]`): The bars that are known.
-    """
+def read_families(path: Path, only: list[str] | None) -> list[dict]:
+    """The families wanted of a JSON list, by name; all of them without names."""
     families = json.loads(path.read_text())
     names = [values["name"] for values in families]
     if unknown := sorted(set(only or []) - set(names)):
         raise ValueError(f"There are no families {unknown}: expected some of {names}.")
-    families = [values for values in families if only is None or values["name"] in only]
-    for values in families:
-        if unknown := sorted(set(values["bars"]) - bars):
-            raise ValueError(f"The family {values['name']!r} has the bars {unknown}: expected some of {sorted(bars)}.")
-        shots, tuned = ({shots_of(kind) for kind in values[key]} for key in ("kinds", "validation_kinds"))
-        if missing := sorted(shots - tuned):
-            raise ValueError(
-                f"The family {values['name']!r} has test tasks of {missing} shots but no validation_kinds to choose "
-                f"gradient LoRA's settings on."
-            )
-    return families
+    return [values for values in families if only is None or values["name"] in only]
 
 
 def fingerprint(folder: Path) -> str:

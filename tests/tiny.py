@@ -5,6 +5,7 @@ import functools
 import shutil
 import string
 import tempfile
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,7 +157,16 @@ def pipeline_for(backbone: FrozenBackbone, lora_config: LoraConfig) -> tuple[MCD
         torch.nn.init.normal_(parameter, std=0.2, generator=generator)
     pipe = MCDiPipeline(denoiser, task_encoder, codec, LocalConsistencyScheduler())
     pipe.backbone = backbone
+    pipe.set_progress_bar_config(disable=True)
     return pipe, backbone
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def assert_close(actual: Any, expected: Any) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def tiny_dataset(rows_per_class: int = 8) -> Dataset:

@@ -15,7 +15,6 @@ TEXTS = {"p": ["a b c", "a c", "b a"], "q": ["x y z", "z y"], "r": ["k l", "m"]}
 @pytest.fixture(scope="module", params=["bert", "llama"])
 def pipe(request: pytest.FixtureRequest) -> MCDiPipeline:
     pipe, _ = {"bert": tiny_pipeline, "llama": tiny_language_pipeline}[request.param]()
-    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
@@ -65,7 +64,6 @@ def test_tokens_are_refused_beside_texts_and_by_backbones_for_images(pipe: MCDiP
 
 def test_in_bfloat16_the_statistics_stay_float32() -> None:
     pipe, _ = tiny_pipeline()
-    pipe.set_progress_bar_config(disable=True)
     settings = {"num_inference_steps": 3, "num_candidates": 2, "combine": "select"}
     expected = pipe(TEXTS, generator=torch.manual_seed(0), **settings).adapters[0]
     mean = pipe.codec.mean.clone()

@@ -9,7 +9,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
-from tiny import tiny_image_pipeline, tiny_language_pipeline, tiny_lora_config, tiny_pipeline
+from tiny import assert_close, seeded, tiny_image_pipeline, tiny_language_pipeline, tiny_lora_config, tiny_pipeline
 
 from mcdi_hf import AdapterCodec, FrozenBackbone, MCDiDenoiser, MCDiPipeline
 
@@ -31,23 +31,13 @@ Made = tuple[MCDiPipeline, FrozenBackbone, dict]
 @pytest.fixture(scope="module", params=list(SUPPORTS))
 def made(request: pytest.FixtureRequest) -> Made:
     pipe, backbone = {"llama": tiny_language_pipeline, "vit": tiny_image_pipeline}[request.param]()
-    pipe.set_progress_bar_config(disable=True)
     return pipe, backbone, SUPPORTS[request.param]
 
 
 @pytest.fixture(scope="module")
 def llama() -> MCDiPipeline:
     pipe, _ = tiny_language_pipeline()
-    pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def assert_close(actual: Any, expected: Any) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_an_adapter_has_the_tensors_of_its_layout(made: Made) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from diffusers import AutoModel, DiffusionPipeline
-from tiny import tiny_backbone, tiny_lora_config, tiny_pipeline
+from tiny import assert_close, seeded, tiny_backbone, tiny_lora_config, tiny_pipeline
 
 from mcdi_hf import AdapterCodec, GeneratedAdapter, MCDiDenoiser, MCDiPipeline, TaskEncoder
 
@@ -21,14 +21,6 @@ TASKS = [
 ]
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def assert_close(actual: Any, expected: Any) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
-
-
 def assert_same(one: GeneratedAdapter, other: GeneratedAdapter) -> None:
     assert one.labels == other.labels
     torch.testing.assert_close(one.tensors, other.tensors, rtol=0, atol=0)
@@ -37,7 +29,6 @@ def assert_same(one: GeneratedAdapter, other: GeneratedAdapter) -> None:
 @pytest.fixture(scope="module")
 def pipe() -> MCDiPipeline:
     pipe, _ = tiny_pipeline()
-    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_image_pipeline, tiny_language_pipeline, tiny_pipeline
+from tiny import assert_close, seeded, tiny_image_pipeline, tiny_language_pipeline, tiny_pipeline
 
 from mcdi_hf import FrozenBackbone, GeneratedAdapter, MCDiPipeline
 from mcdi_hf.adapters.head import class_means, head_logits, imprint_head
@@ -27,23 +27,13 @@ Made = tuple[MCDiPipeline, FrozenBackbone, dict]
 @pytest.fixture(scope="module", params=list(SUPPORTS))
 def made(request: pytest.FixtureRequest) -> Made:
     pipe, backbone = PIPELINES[request.param]()
-    pipe.set_progress_bar_config(disable=True)
     return pipe, backbone, SUPPORTS[request.param]
 
 
 @pytest.fixture(scope="module")
 def bert() -> MCDiPipeline:
     pipe, _ = tiny_pipeline()
-    pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def assert_close(actual: Any, expected: Any) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def starting_noise(pipe: MCDiPipeline, count: int, ways: int = 3) -> torch.Tensor:

@@ -297,15 +297,14 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
     def _finish(self, tokens, supports, batch, choices, refine_steps, refine_learning_rate) -> dict[str, torch.Tensor]:
         """Read the adapters from their tokens, put those in that no tokens say, and refine them."""
         tensors = self.complete(tokens, batch)
-        if choices is None and not refine_steps:
+        frozen_tasks = [task for task, choice in enumerate(choices or []) if choice.tokens is None]
+        if not frozen_tasks and not refine_steps:
             return tensors
         words = self.stacked.word_heads([tuple(support) for support in supports])
-        if choices is not None:
+        if frozen_tasks:
             frozen = frozen_adapters(self, batch, batch.labels, words)
-            for task, choice in enumerate(choices):
-                if choice.tokens is None:
-                    for key, value in tensors.items():
-                        value[task] = frozen[key][task]
+            for key, value in tensors.items():
+                value[frozen_tasks] = frozen[key][frozen_tasks]
         if refine_steps:
             tensors = refine(self.stacked, tensors, batch, refine_steps, refine_learning_rate, words)
         return tensors
