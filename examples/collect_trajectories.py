@@ -28,7 +28,8 @@ from mcdi_hf import TrajectoryFolder, collect_trajectories
 from mcdi_hf.trajectories.budget import blank_stack
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """Those of the command line, or `given`, and of `--config`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_arguments(parser.add_argument_group("data and tasks"))
     add_adapter_arguments(parser.add_argument_group("backbone and adapters"))
@@ -41,7 +42,7 @@ def arguments() -> argparse.Namespace:
     run.add_argument("--output_dir", type=Path, required=True)
     run.add_argument("--push_to_hub", action="store_true")
     run.add_argument("--hub_dataset_id")
-    args = parse_args(parser)
+    args = parse_args(parser, given)
     if (args.mixture is None) == (args.dataset_name is None):
         parser.error("name either --dataset_name or --mixture")
     if args.push_to_hub and not args.hub_dataset_id:

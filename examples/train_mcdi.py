@@ -92,9 +92,14 @@ def build_pipeline(args: argparse.Namespace, data: Data) -> MCDiPipeline:
 
 
 class Run:
-    """Meta-training, with all that a checkpoint must hold."""
+    """Meta-training, with all that a checkpoint must hold.
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    Args:
+        args (`argparse.Namespace`): Those of the script.
+        data (`Data`, *optional*): That of an earlier run on the same trajectories; it is loaded without.
+    """
+
+    def __init__(self, args: argparse.Namespace, data: Data | None = None) -> None:
         self.args = args
         args.output_dir.mkdir(parents=True, exist_ok=True)
         self.accelerator = Accelerator(
@@ -108,7 +113,8 @@ class Run:
         )
         if args.task_loss_weight and args.task_loss_tasks < self.accelerator.num_processes:
             raise ValueError(f"--task_loss_tasks {args.task_loss_tasks} leaves a process without a task.")
-        self.data = Data(args, self.accelerator.device)
+        self.data = Data(args, self.accelerator.device) if data is None else data
+        self.tasks = self.data.fresh_tasks(tuple(args.shots), args.queries_per_class, args.seed + 3)
         self.pipe = build_pipeline(args, self.data).to(self.accelerator.device)
         if args.gradient_checkpointing:
             self.pipe.denoiser.enable_gradient_checkpointing()
@@ -203,7 +209,7 @@ class Run:
         examples, random = self.data.train.examples, np.random.default_rng
         tasks = [
             draw_views(
-                self.data.tasks[step * count + number],
+                self.tasks[step * count + number],
                 len(examples),
                 args.num_views,
                 random((Draw.VIEWS, args.seed, step, number)),

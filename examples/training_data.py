@@ -107,13 +107,16 @@ class Data:
             args.condition_noise,
         )
         self.batches.fit_head(np.random.default_rng(args.seed))
-        ways = tuple(self.description["tasks"]["ways"])
-        self.tasks = EpisodeSampler(rows, ways, tuple(args.shots), args.queries_per_class, args.seed + 3)
+        self.rows = rows
         self.held_out = Split(held_out, self.stacked, self.codec, args.cache_dir, support_views=args.support_views)
         self.validation = {
             kind: episodes(kind, held_rows, *query_rows, seed=args.seed + 2, count=args.num_validation_episodes)
             for kind in args.validation_tasks
         }
+
+    def fresh_tasks(self, shots: tuple[int, int], queries: int, seed: int) -> EpisodeSampler:
+        """Tasks of training domains that no trajectory is of."""
+        return EpisodeSampler(self.rows, tuple(self.description["tasks"]["ways"]), shots, queries, seed)
 
 
 def episodes(

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-from config import parse_args  # noqa: E402
+from config import as_arguments, parse_args  # noqa: E402
 
 
 CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
@@ -81,3 +81,21 @@ def test_the_configs_are_known_to_their_scripts(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(sys, "argv", ["script", "--config", str(path), "--output_dir", "run", *needed])
     described = [script] if script == "train_arguments" else []
     assert __import__(script).arguments(*described).config == path
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "benchmark").glob("*.json")), ids=lambda path: path.stem)
+def test_the_benchmarks_generators_are_known_to_their_scripts(path: Path) -> None:
+    from collect_trajectories import arguments as collecting
+    from generators import OBJECTIVES
+    from train_arguments import arguments as training
+
+    family = json.loads(path.read_text())
+    for values in family["generators"].values():
+        values["trajectories"]["mixture"] = str(CONFIGS.parents[1] / values["trajectories"]["mixture"])
+        assert Path(values["trajectories"]["mixture"]).exists()
+        collecting(as_arguments(values["trajectories"] | {"output_dir": "run"}, path.stem))
+        for objective in OBJECTIVES.values():
+            own = family.get("training", {}) | values["training"] | objective
+            own |= {"trajectories": "t", "validation_domains": ["d"], "output_dir": "run"}
+            assert training("", as_arguments(own, path.stem)).objective == objective["objective"]
+    assert {table["generator"] for table in family["tables"]} == set(family["generators"])

@@ -44,6 +44,7 @@ def generated_accuracies(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     tasks_at_once: int = 16,
+    condition_features: torch.Tensor | None = None,
 ) -> list[float]:
     """Generate an adapter for each task and judge it on the task's query.
 
@@ -56,6 +57,8 @@ def generated_accuracies(
             control that asks whether the condition matters.
         num_candidates, strength, temperature, generator: As in [`MCDiPipeline.__call__`]; candidates are averaged.
         tasks_at_once (`int`, *optional*, defaults to 16): Tasks of a stack.
+        condition_features (`torch.Tensor` of shape `(rows, feature_dim)`, *optional*): What the generator sees of each
+            row, if not `features`: those of noise, for instance.
 
     Returns:
         The share of right answers for each task.
@@ -65,25 +68,57 @@ def generated_accuracies(
     found = []
     for first in range(0, len(tasks), tasks_at_once):
         part = slice(first, first + tasks_at_once)
-        episodes = Episodes.of(tasks[part], pipe.stacked.device)
-        seen = episodes if conditions is None else Episodes.of(conditions[part], pipe.stacked.device)
-        tokens = pipe.sample(
-            features[seen.support].repeat_interleave(num_candidates, dim=0),
-            seen.labels.repeat_interleave(num_candidates, dim=0),
-            episodes.class_mask.repeat_interleave(num_candidates, dim=0),
-            temperature=temperature,
-            generator=generator,
+        tensors = generated_tensors(
+            pipe,
+            examples,
+            features,
+            tasks[part],
+            None if conditions is None else conditions[part],
+            num_candidates,
+            strength,
+            temperature,
+            generator,
+            condition_features,
         )
-        tokens = tokens.unflatten(0, (-1, num_candidates)).mean(dim=1)
-        tokens = tokens * (pipe.config.strength if strength is None else strength)
-        batch = SupportBatch(
-            features[episodes.support], episodes.labels, episodes.class_mask, episodes.support, examples
-        )
-        tensors = pipe.complete(tokens, batch)
-        words = pipe.stacked.word_heads([task.classes for task in tasks[part]])
-        logits = pipe.stacked.logits(tensors, examples[episodes.query.flatten()], episodes.class_mask, words)
-        found += episodes.accuracies(logits)
+        found += _query_accuracies(pipe.stacked, tensors, examples, tasks[part])
     return found
+
+
+@torch.no_grad()
+def generated_tensors(
+    pipe: MCDiPipeline,
+    examples: EncodedExamples,
+    features: torch.Tensor,
+    tasks: list[Task],
+    conditions: list[Task] | None = None,
+    num_candidates: int = 1,
+    strength: float | None = None,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    condition_features: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """Generate an adapter for each task, all in one stack: key -> `(tasks, *shape)`.
+
+    Args:
+        pipe, examples, features, tasks, conditions, num_candidates, strength, temperature, generator,
+        condition_features: As in [`generated_accuracies`].
+    """
+    shown = features if condition_features is None else condition_features
+    episodes = Episodes.of(tasks, pipe.stacked.device)
+    seen = episodes if conditions is None else Episodes.of(conditions, pipe.stacked.device)
+    tokens = pipe.sample(
+        shown[seen.support].repeat_interleave(num_candidates, dim=0),
+        seen.labels.repeat_interleave(num_candidates, dim=0),
+        episodes.class_mask.repeat_interleave(num_candidates, dim=0),
+        temperature=temperature,
+        generator=generator,
+    )
+    tokens = tokens.unflatten(0, (-1, num_candidates)).mean(dim=1)
+    tokens = tokens * (pipe.config.strength if strength is None else strength)
+    support = episodes.support
+    return pipe.complete(
+        tokens, SupportBatch(features[support], episodes.labels, episodes.class_mask, support, examples)
+    )
 
 
 @torch.no_grad()
@@ -108,6 +143,16 @@ def free_accuracies(
     support = features if support_features is None else support_features
     head = free_heads(stacked, support, tasks, episodes.class_mask, scale)
     return episodes.accuracies(head_logits(features[episodes.query], *head, episodes.class_mask))
+
+
+def _query_accuracies(
+    stacked: StackedLora, tensors: dict[str, torch.Tensor], examples: EncodedExamples, tasks: list[Task]
+) -> list[float]:
+    """The accuracy of each task's own whole adapter on its query, in one stack."""
+    episodes, words = Episodes.of(tasks, stacked.device), stacked.word_heads([task.classes for task in tasks])
+    return episodes.accuracies(
+        stacked.logits(tensors, examples[episodes.query.flatten()], episodes.class_mask, words)
+    )
 
 
 def support_texts(texts: list[str], task: Task) -> dict[str, list[str]]:

@@ -39,19 +39,22 @@ def fit_logistic(
     return weight.detach(), bias.detach()
 
 
-def logistic_accuracies(features: torch.Tensor, tasks: list[Task], tasks_at_once: int = 16) -> list[float]:
+def logistic_accuracies(
+    features: torch.Tensor, tasks: list[Task], tasks_at_once: int = 16, penalty: float = 1.0
+) -> list[float]:
     """The accuracy of [`fit_logistic`] on the queries of tasks, its features scaled to unit variance.
 
     Args:
         features (`torch.Tensor` of shape `(rows, feature_dim)`): What the head of the frozen backbone reads.
         tasks (`list[Task]`): The tasks.
         tasks_at_once (`int`, *optional*, defaults to 16): Tasks of a stack.
+        penalty (`float`, *optional*, defaults to 1.0): As in [`fit_logistic`].
     """
     features = features - features.mean(dim=0)
     features = features / features.square().mean().sqrt()
     found = []
     for first in range(0, len(tasks), tasks_at_once):
         episodes = Episodes.of(tasks[first : first + tasks_at_once], features.device)
-        head = fit_logistic(features[episodes.support], episodes.labels, episodes.class_mask)
+        head = fit_logistic(features[episodes.support], episodes.labels, episodes.class_mask, penalty)
         found += episodes.accuracies(head_logits(features[episodes.query], *head, episodes.class_mask))
     return found

@@ -1,0 +1,175 @@
+"""Every way to an adapter on the tasks of one split, as functions from tasks to accuracies."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from benchmark_fold import Fold, settings_of
+from benchmark_seal import Sealed
+from benchmark_ways import (
+    CEILING,
+    FROZEN,
+    GRADIENT,
+    GRADIENT_TIME,
+    LOGISTIC,
+    MC_DI,
+    MEAN,
+    MIXED,
+    MV_DI,
+    NEAREST,
+    NOISE,
+    NOISED,
+    ONE_DRAW,
+    PCA_SAMPLE,
+    REPTILE,
+    SHARED,
+    SHUFFLED,
+    SINGLE_LEVEL,
+    TW_DI,
+)
+from data import installed_backbone
+from gradient_rival import GradientSettings, all_data_tasks, gradient_accuracies
+from mixing_rival import mixed_adapters
+from setfit_rival import SetFitRival
+
+from mcdi_hf import Task
+from mcdi_hf.evaluation.controls import noised, pca_samples
+from mcdi_hf.evaluation.episodes import adapter_accuracies, free_accuracies, generated_accuracies, support_texts
+from mcdi_hf.evaluation.logistic import logistic_accuracies
+
+
+Way = Callable[[list[Task]], list[float]]
+
+CANDIDATES = 8
+
+
+class Contest:
+    """What competes on the tasks of one split of a fold.
+
+    Args:
+        fold (`Fold`): The data, the generators and what was trained beside them.
+        split (`str`): `"validation"` or `"test"`.
+        sealed (`Sealed`): Where choices are made, on validation, and looked up.
+    """
+
+    def __init__(self, fold: Fold, split: str, sealed: Sealed) -> None:
+        self.fold, self.split, self.sealed, self.sizes = fold, split, sealed, fold.sizes
+        self.stacked, self.examples = fold.stacked, fold.split(split).examples
+        self.features = fold.split(split).features  # under the mean adapter: what the generator sees
+        self.scale = fold.codec.config.imprint_scale
+        self.frozen = fold.plain_features(fold.family.frozen, split)
+        self.shared = {seed: fold.plain_features(tensors, split) for seed, (tensors, _) in fold.shared.items()}
+        self.reptile = {seed: fold.plain_features(own.start, split) for seed, own in fold.reptile.items()}
+        self.noise = fold.noise_features(split)
+        self.setfit = None
+        if not fold.family.pipe.backbone.reads_images and fold.sizes.setfit_episodes:
+            self.setfit = SetFitRival(str(fold.generator.backbone or installed_backbone()))
+
+    def chosen(self, name: str, shots: int | None = None):
+        """What validation chose for this fold, for a number of shots where it depends on them."""
+        behind = "" if shots is None else f", {shots}-shot"
+        return self.sealed.choices[f"{self.fold.family.name}: {name}{behind}"]["best"]
+
+    def fast(self, seed: int, shots: int) -> dict[str, Way]:
+        """Ways that are quick to judge, on all tasks."""
+        fold, stacked = self.fold, self.stacked
+        mc = fold.pipeline("Mc-Di", seed)
+        made = partial(self.generated, seed=seed)
+        pooled = self.frozen if self.best_pooled is None else self.best_pooled
+        own = partial(adapter_accuracies, stacked, examples=self.examples, scale=self.scale)
+        return {
+            FROZEN: partial(free_accuracies, stacked, pooled, fold.frozen_scale),
+            LOGISTIC: partial(logistic_accuracies, pooled, penalty=self.chosen(LOGISTIC, shots)),
+            SHARED: partial(free_accuracies, stacked, self.shared[seed], fold.shared[seed][1]),
+            MEAN: partial(free_accuracies, stacked, self.features, self.scale),
+            NEAREST: lambda tasks: own(tensors=self.nearest(tasks), tasks=tasks),
+            SINGLE_LEVEL: partial(made, fold.pipeline(SINGLE_LEVEL, seed)),
+            MV_DI: partial(made, fold.pipeline(MV_DI, seed)),
+            TW_DI: partial(made, fold.pipeline(TW_DI, seed)),
+            ONE_DRAW: partial(made, mc, num_candidates=1),
+            MC_DI: partial(made, mc),
+            SHUFFLED: lambda tasks: made(mc, tasks, conditions=[*tasks[1:], tasks[0]]),
+            NOISE: partial(made, mc, condition_features=self.noise),
+            NOISED: lambda tasks: own(tensors=self.noised(tasks, self.chosen(NOISED), seed), tasks=tasks),
+            PCA_SAMPLE: lambda tasks: own(tensors=self.sampled(len(tasks), seed), tasks=tasks),
+        }
+
+    def slow(self, seed: int, shots: int) -> dict[str, Way]:
+        """Ways that train for each task."""
+        reptile = self.fold.reptile[seed]
+        steps = self.chosen(REPTILE, shots)
+        return {
+            MIXED: partial(self.mixed, seed=seed),
+            REPTILE: partial(reptile.accuracies, self.examples, self.reptile[seed], num_steps=steps),
+            GRADIENT: partial(self.gradient, settings_of(self.chosen(GRADIENT, shots)), seed=seed),
+            GRADIENT_TIME: partial(self.gradient, settings_of(self.chosen(GRADIENT_TIME, shots)), seed=seed),
+            CEILING: partial(self.ceiling, seed=seed),
+        }
+
+    @property
+    def best_pooled(self) -> torch.Tensor | None:
+        """Features of the frozen backbone under another pooling than the generator's, if validation chose it."""
+        pooling = self.chosen(FROZEN)
+        if pooling == self.fold.family.pipe.backbone.pooling:
+            return None
+        if self._pooled is None:
+            self._pooled = self.fold.pooled_features(pooling, self.split)
+        return self._pooled
+
+    _pooled: torch.Tensor | None = None
+
+    def generated(self, pipe, tasks: list[Task], seed: int, num_candidates: int = CANDIDATES, **shown) -> list[float]:
+        noise = torch.Generator().manual_seed(seed)  # the same whatever the generator is shown
+        return generated_accuracies(
+            pipe, self.examples, self.features, tasks, num_candidates=num_candidates, generator=noise, **shown
+        )
+
+    def indices(self, tasks: list[Task]) -> torch.Tensor:
+        """For each task the training adapter whose examples lie nearest to its support."""
+        rows = [torch.tensor([row for members in task.support for row in members]) for task in tasks]
+        places = torch.stack([self.features[own].mean(dim=0) for own in rows])
+        return torch.nn.functional.cosine_similarity(places[:, None], self.fold.places[None], dim=-1).argmax(dim=1)
+
+    def nearest(self, tasks: list[Task]) -> dict[str, torch.Tensor]:
+        indices = self.indices(tasks).tolist()
+        keys = self.fold.codec.mean_adapter()
+        return {key: torch.cat([self.fold.adapters[index][key] for index in indices]) for key in keys}
+
+    def training_adapters(self) -> dict[str, torch.Tensor]:
+        keys = self.fold.codec.mean_adapter()
+        return {key: torch.cat([one[key] for one in self.fold.adapters]) for key in keys}
+
+    def noised(self, tasks: list[Task], relative_scale: float, seed: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return noised(self.nearest(tasks), self.training_adapters(), relative_scale, generator)
+
+    def sampled(self, count: int, seed: int) -> dict[str, torch.Tensor]:
+        return pca_samples(self.training_adapters(), count, None, torch.Generator().manual_seed(seed))
+
+    def mixed(self, tasks: list[Task], seed: int) -> list[float]:
+        tensors = mixed_adapters(
+            self.stacked, self.training_adapters(), self.examples, tasks, self.fold.frozen_scale, seed=seed
+        )
+        return adapter_accuracies(self.stacked, tensors, self.examples, tasks, self.fold.frozen_scale)
+
+    def gradient(self, settings: GradientSettings, tasks: list[Task], seed: int) -> list[float]:
+        scale = self.fold.frozen_scale
+        return gradient_accuracies(self.stacked, self.examples, self.frozen, tasks, settings, scale, seed)
+
+    def ceiling(self, tasks: list[Task], seed: int) -> list[float]:
+        """LoRA on all the examples of each task's classes but its query."""
+        _, rows = self.fold.family.splits[self.split]
+        tasks = all_data_tasks(tasks, rows[0], self.sizes.ceiling_examples)
+        rate = max(self.sizes.gradient_learning_rates)
+        return self.gradient(GradientSettings("imprinted", self.sizes.ceiling_steps, rate), tasks, seed)
+
+    def setfit_accuracies(self, tasks: list[Task]) -> list[float]:
+        rows = sorted({row for task in tasks for members in task.support + task.query for row in members})
+        texts = dict(zip(rows, self.fold.inputs(self.split, rows)))
+        found = []
+        for task in tasks:
+            model = self.setfit.fit(support_texts(texts, task))
+            queries = [texts[row] for members in task.query for row in members]
+            labels = torch.tensor([label for label, members in enumerate(task.query) for _ in members])
+            found.append(self.setfit.accuracy(model, queries, labels))
+        return found
