@@ -166,6 +166,6 @@ def write_backbones(root: Path) -> None:
     side = {"height": 28, "width": 28}
     BitImageProcessor(size=side, crop_size=side).save_pretrained(root / "dinov2-small-focus-84px")
     tokenizer = AutoTokenizer.from_pretrained(installed_backbone())
-    llama = LlamaConfig(len(tokenizer), intermediate_size=32, num_hidden_layers=30, pad_token_id=0, **sizes)
+    llama = LlamaConfig(vocab_size=len(tokenizer), intermediate_size=32, num_hidden_layers=30, pad_token_id=0, **sizes)
     LlamaModel(llama).save_pretrained(root / "SmolLM2-135M-Instruct")
     tokenizer.save_pretrained(root / "SmolLM2-135M-Instruct")
