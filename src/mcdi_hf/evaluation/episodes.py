@@ -150,9 +150,45 @@ def _query_accuracies(
 ) -> list[float]:
     """The accuracy of each task's own whole adapter on its query, in one stack."""
     episodes, words = Episodes.of(tasks, stacked.device), stacked.word_heads([task.classes for task in tasks])
-    return episodes.accuracies(
-        stacked.logits(tensors, examples[episodes.query.flatten()], episodes.class_mask, words)
-    )
+    return episodes.accuracies(stacked.logits(tensors, examples[episodes.query.flatten()], episodes.class_mask, words))
+
+
+@torch.no_grad()
+def adapter_accuracies(
+    stacked: StackedLora,
+    tensors: dict[str, torch.Tensor],
+    examples: EncodedExamples,
+    tasks: list[Task],
+    scale: float,
+    tasks_at_once: int = 16,
+) -> list[float]:
+    """The accuracy of an adapter for each task, its head imprinted from what it makes of the task's support, or words.
+
+    Args:
+        stacked (`StackedLora`): The backbone; a language model's heads are the words for the classes.
+        tensors (`dict[str, torch.Tensor]`): Key -> `(tasks, *shape)`, the LoRA matrices of each task's adapter.
+        examples (`EncodedExamples`): The data set that the tasks' rows point into.
+        tasks (`list[Task]`): The tasks, with any numbers of classes and examples.
+        scale (`float`): See [`imprint_head`].
+        tasks_at_once (`int`, *optional*, defaults to 16): Tasks of a stack.
+
+    Returns:
+        The share of right answers for each task.
+    """
+    if other := {key: len(value) for key, value in tensors.items() if len(value) != len(tasks)}:
+        raise ValueError(f"There are {len(tasks)} tasks, but so many adapters: {other}. Expected one a task.")
+    found = []
+    for first in range(0, len(tasks), tasks_at_once):
+        part = tasks[first : first + tasks_at_once]
+        episodes = Episodes.of(part, stacked.device)
+        own = {key: value[first : first + len(part)].to(stacked.device) for key, value in tensors.items()}
+        head = stacked.word_heads([task.classes for task in part])
+        if head is None:
+            support = examples[episodes.support.flatten()]
+            head = stacked.imprint(own, support, episodes.labels, episodes.class_mask, scale)
+        features = stacked.features(own, examples[episodes.query.flatten()])
+        found += episodes.accuracies(head_logits(features, *head, episodes.class_mask))
+    return found
 
 
 def support_texts(texts: list[str], task: Task) -> dict[str, list[str]]:
