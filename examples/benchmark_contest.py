@@ -41,6 +41,7 @@ from mcdi_hf.evaluation.logistic import logistic_accuracies
 Way = Callable[[list[Task]], list[float]]
 
 CANDIDATES = 8
+LORAHUB_ADAPTERS = 20  # that a task mixes, as in the paper
 
 
 class Contest:
@@ -59,7 +60,7 @@ class Contest:
         self.scale = fold.codec.config.imprint_scale
         self.frozen = fold.plain_features(fold.family.frozen, split)
         self.shared = {seed: fold.plain_features(tensors, split) for seed, (tensors, _) in fold.shared.items()}
-        self.reptile = {seed: fold.plain_features(own.start, split) for seed, own in fold.reptile.items()}
+        self.reptile = {seed: own.features(self.examples) for seed, own in fold.reptile.items()}
         self.noise = fold.noise_features(split)
         self.setfit = None
         if not fold.family.pipe.backbone.reads_images and fold.sizes.setfit_episodes:
@@ -147,10 +148,10 @@ class Contest:
         return pca_samples(self.training_adapters(), count, None, torch.Generator().manual_seed(seed))
 
     def mixed(self, tasks: list[Task], seed: int) -> list[float]:
-        tensors = mixed_adapters(
-            self.stacked, self.training_adapters(), self.examples, tasks, self.fold.frozen_scale, seed=seed
-        )
-        return adapter_accuracies(self.stacked, tensors, self.examples, tasks, self.fold.frozen_scale)
+        adapters, scale = self.training_adapters(), self.fold.frozen_scale
+        count = min(LORAHUB_ADAPTERS, len(self.fold.adapters))
+        tensors = mixed_adapters(self.stacked, adapters, self.examples, tasks, scale, count, seed=seed)
+        return adapter_accuracies(self.stacked, tensors, self.examples, tasks, scale)
 
     def gradient(self, settings: GradientSettings, tasks: list[Task], seed: int) -> list[float]:
         scale = self.fold.frozen_scale

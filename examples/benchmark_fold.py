@@ -44,22 +44,24 @@ class Sizes:
         ceiling_examples (`int`): The most examples of a class that it sees.
         timings (`int`): Repeats of what is timed.
         inference_steps (`list[int]`): Numbers of the generator's steps in the picture of steps.
-        grid (`int`): Points along a side of the picture of the chain.
+        chain_examples (`int`): Of a class, that the optimiser sees in the picture of the chain.
+        grid (`int`): Points along a side of that picture.
     """
 
-    episodes: int = 40
-    slow_episodes: int = 12
+    episodes: int = 30
+    slow_episodes: int = 8
     setfit_episodes: int = 2
     setfit_examples: int = 30
-    validation_episodes: int = 16
-    shared_steps: int = 200
-    reptile_steps: int = 30
+    validation_episodes: int = 8
+    shared_steps: int = 100
+    reptile_steps: int = 15
     gradient_steps: tuple[int, ...] = (10, 30)
     gradient_learning_rates: tuple[float, ...] = (1e-3, 5e-3)
-    ceiling_steps: int = 60
+    ceiling_steps: int = 40
     ceiling_examples: int = 200
     timings: int = 3
     inference_steps: tuple[int, ...] = (1, 2, 4, 8, 20)
+    chain_examples: int = 15
     grid: int = 13
 
 
@@ -115,7 +117,7 @@ class Fold:
             ways = tuple(self.family.description["tasks"]["ways"])
             sampler = EpisodeSampler(rows, ways, (1, 5), 5, seed)
             self.shared[seed] = self._shared(train, sampler, seed)
-            self.reptile[seed] = self._reptile(train, EpisodeSampler(rows, ways, (10, 10), 1, seed), seed)
+            self.reptile[seed] = self._reptile(train, EpisodeSampler(rows, ways, (5, 5), 1, seed), seed)
         self._pipelines = {}
 
     def pipeline(self, objective: str, seed: int) -> MCDiPipeline:
@@ -173,12 +175,9 @@ class Fold:
     def _reptile(self, train, sampler: EpisodeSampler, seed: int) -> AdapterReptile:
         steps = self.sizes.reptile_steps
         path = self.generator.folder / f"reptile-{steps}-{seed}.safetensors"
-        reptile = AdapterReptile(self.stacked, seed)
         if not path.exists():
-            reptile.train(train, sampler, steps)
-            write_whole(path, reptile.save)
-        reptile.load(path)
-        return reptile
+            AdapterReptile.train(self.stacked, train, sampler, steps, seed, self.frozen_scale).save(path)
+        return AdapterReptile.load(self.stacked, path)
 
 
 def best_of(options: list, score: Callable[[Any], float]) -> dict:

@@ -4,9 +4,9 @@ import itertools
 from functools import partial
 
 import torch
-from benchmark_chain import accuracy_by_steps, generation_chain
+from benchmark_chain import accuracy_by_steps, generation_chain, rich_task
 from benchmark_contest import CANDIDATES, Contest
-from benchmark_fold import asked_once, seconds_of, shots_of
+from benchmark_fold import asked_once, seconds_of, settings_of, shots_of
 from benchmark_seal import Sealed
 from benchmark_ways import GRADIENT, NOISED, SETFIT
 from tqdm.auto import tqdm
@@ -22,15 +22,26 @@ TEST_SEED = 1000  # of the episodes, plus the training seed
 
 def shown(contest: Contest) -> dict:
     """What pictures show of one fold, on validation tasks: seconds to one adapter, accuracy by steps, the chain."""
-    kind = contest.fold.family.values["validation_kinds"][0]
-    seed, shots = contest.fold.generator.seeds[0], shots_of(kind)
-    tasks = contest.fold.family.tasks("validation", kind, 100, contest.sizes.episodes)
-    rate = contest.chosen(GRADIENT, shots)[1]
+    fold, sizes = contest.fold, contest.sizes
+    family, kind = fold.family, fold.family.values["validation_kinds"][0]
+    seed, shots = fold.generator.seeds[0], shots_of(kind)
+    tasks = family.tasks("validation", kind, 100, 2 * sizes.validation_episodes)
+    gradient = settings_of(contest.chosen(GRADIENT, shots))
+    rich = rich_task(family, kind, sizes.chain_examples, 10)
     return {
         "kind": kind,
         "seconds": seconds_by_way(contest, seed, shots, tasks[0]),
-        "steps": accuracy_by_steps(contest.fold.family, tasks, rate, contest.sizes.inference_steps),
-        "chain": generation_chain(contest.fold.family, tasks[0], contest.sizes.grid),
+        "steps": accuracy_by_steps(
+            family,
+            fold.table["name"],
+            kind,
+            tasks,
+            sizes.inference_steps,
+            gradient,
+            (1, 3, *sizes.gradient_steps),
+            fold.frozen_scale,
+        ),
+        "chain": generation_chain(family, fold.table["name"], rich, shots, size=sizes.grid),
     }
 
 

@@ -46,6 +46,7 @@ SIZES = {
     "ceiling_examples": 4,
     "timings": 1,
     "inference_steps": [1, 2],
+    "chain_examples": 4,
     "grid": 3,
 }
 TRAJECTORIES = {
