@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from data import inputs_of, load_table, sources_of, training_table, write_whole
-from tqdm.auto import tqdm
+from reptile_rival import AdapterReptile
 from training_data import episodes
 
 from mcdi_hf import (
@@ -30,12 +30,9 @@ from mcdi_hf import (
     MCDiPipeline,
     StackedLora,
     Task,
-    TrajectorySettings,
-    collect_trajectories,
     load_trajectories,
 )
 from mcdi_hf.evaluation.episodes import free_accuracies, generated_accuracies
-from mcdi_hf.layers import EncodedExamples
 from mcdi_hf.trajectories.dataset import split_weights
 from mcdi_hf.trajectories.shared import imprint_scale_for, initial_adapter
 
@@ -47,7 +44,6 @@ SETTINGS = {
     "Tw-Di": ["--objective", "tw"],
     "single level (OCD)": ["--objective", "mv", "--inner_steps", "1", "--outer_optimizer", "adam"],
 }
-TASKS_PER_STEP = 4  # of REPTILE on the adapter
 PAPER = {"REPTILE": 95.39, "single level (OCD)": 95.04, "Mv-Di": 96.65, "Tw-Di": 94.28, "Mc-Di": 97.34}
 
 
@@ -179,52 +175,17 @@ class Test:
         row = self.trajectories[0]
         return split_weights(torch.from_numpy(row["weights"][:1]), len(row["classes"]), self.layout)
 
-
-class AdapterReptile:
-    """REPTILE on the adapter itself (Nichol et al. 2018): a start from which a few gradient steps go far.
-
-    Heads are imprinted under the start, while it is learnt and for test tasks, whose few shots it is adapted on.
-    """
-
-    def __init__(self, test: Test, seed: int) -> None:
-        self.test, self.seed = test, seed
-        self.layout, self.stacked = test.layout, test.stacked
-        table, spans = training_table(test.description, test.args.dataset_name)
+    def reptile(self, seed: int) -> float:
+        """Of a start that REPTILE learns on the training tasks, adapted on each task's shots by ten steps."""
+        table, spans = training_table(self.description, self.args.dataset_name)
         rows = LabelledRows(table, "label", "group", spans["train"], "domain")
-        steps, shots = test.args.reptile_steps, (test.args.reptile_shots, test.args.reptile_shots)
-        tasks = EpisodeSampler(rows, tuple(test.description["tasks"]["ways"]), shots, 1, seed)
+        shots = (self.args.reptile_shots, self.args.reptile_shots)
+        sampler = EpisodeSampler(rows, tuple(self.description["tasks"]["ways"]), shots, 1, seed)
         examples = self.stacked.encode(inputs_of(table))
-        self.start = initial_adapter(self.layout, seed)
-        self.scale = imprint_scale_for(self.stacked, self.start, examples)
-        for step in tqdm(range(steps), desc=f"REPTILE, seed {seed}"):
-            own = [tasks[TASKS_PER_STEP * step + number] for number in range(TASKS_PER_STEP)]
-            ends = [
-                split_weights(torch.from_numpy(row["weights"][-1:]), len(row["classes"]), self.layout)
-                for row in self.trajectories(examples, own, 5)
-            ]
-            zeta = 1 - step / steps
-            for key in self.start:
-                mean = torch.cat([end[key] for end in ends]).mean(dim=0, keepdim=True)
-                self.start[key] = self.start[key] + zeta * (mean - self.start[key])
-
-    def trajectories(self, examples: EncodedExamples, tasks: list[Task], steps: int) -> list[dict]:
-        """Some steps of Adam on the support of each task, from the start."""
-        settings = TrajectorySettings(
-            num_steps=steps, num_targets=1, batch_size=20, imprint_scale=self.scale, seed=self.seed
-        )
-        used = sorted({row for task in tasks for rows in task.support for row in rows})
-        features = torch.zeros(len(examples), self.layout.feature_dim)
-        features[used] = self.stacked.features_of_all(self.start, examples, torch.tensor(used))
-        numbers = list(range(len(tasks)))
-        return collect_trajectories(self.stacked, examples, self.start, features, tasks, numbers, settings)
-
-    def accuracy(self) -> float:
-        """On the test tasks, each adapted on its shots by ten steps."""
-        tasks, found = self.test.tasks(self.seed), []
-        for first in range(0, len(tasks), 16):
-            rows = self.trajectories(self.test.examples, tasks[first : first + 16], 10)
-            found += [row["accuracy"] for row in rows]
-        return float(np.mean(found))
+        scale = imprint_scale_for(self.stacked, initial_adapter(self.layout, seed), examples)
+        learnt = AdapterReptile.train(self.stacked, examples, sampler, self.args.reptile_steps, seed, scale)
+        features = learnt.features(self.examples)
+        return float(np.mean(learnt.accuracies(self.examples, features, self.tasks(seed), num_steps=10)))
 
 
 def main() -> None:
@@ -241,7 +202,7 @@ def main() -> None:
         results.measure("shared start, imprinted", seed, lambda: test.imprinted(start, seed))
         for name in SETTINGS:  # before REPTILE, so that an argument which train_mcdi.py refuses is refused soon
             results.measure(name, seed, lambda: test.generated(train(args, passed, name, seed), seed))
-        results.measure("REPTILE", seed, lambda: AdapterReptile(test, seed).accuracy())
+        results.measure("REPTILE", seed, lambda: test.reptile(seed))
     print(f"{args.kind}, {args.episodes} test tasks for each of the seeds {args.seeds}")
     results.print(args.seeds)
 
