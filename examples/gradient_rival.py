@@ -3,13 +3,14 @@
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from mcdi_hf import StackedLora, Task, TrajectorySettings, collect_trajectories
+from mcdi_hf import LabelledRows, StackedLora, Task, TrajectorySettings, collect_trajectories
 from mcdi_hf.layers import EncodedExamples
 from mcdi_hf.trajectories.shared import initial_adapter
 
@@ -70,6 +71,32 @@ def gradient_accuracies(
             for row in collect_trajectories(stacked, examples, start, frozen_features, stack, numbers, trajectory)
         ]
     return found
+
+
+def all_data_tasks(tasks: list[Task], rows: LabelledRows, most: int) -> list[Task]:
+    """The same tasks with nearly all the examples that there are to learn from: with them the rival is a ceiling.
+
+    Args:
+        tasks (`list[Task]`): The tasks.
+        rows (`LabelledRows`): Where their support comes from.
+        most (`int`): Examples of a class at most: the task's own shots, then others of `rows`, drawn by the task's place
+            in the list. None is of its query.
+
+    Returns:
+        Tasks of the same classes and queries.
+    """
+    result = []
+    for number, task in enumerate(tasks):
+        random, support = np.random.default_rng(number), []
+        for name, shots, query in zip(task.classes, task.support, task.query):
+            if name not in rows.groups.get(task.group, {}):
+                raise ValueError(f"rows has no example of the class {name!r} of the group {task.group!r}.")
+            if most < len(shots):
+                raise ValueError(f"most is {most}: expected the {len(shots)} shots of a task at least.")
+            others = np.setdiff1d(rows.groups[task.group][name], [*shots, *query])
+            support.append((*shots, *random.permutation(others)[: most - len(shots)].tolist()))
+        result.append(replace(task, support=tuple(support)))
+    return result
 
 
 def choose_settings(
