@@ -22,11 +22,11 @@ from families import ROOT, Family, fingerprint, read_families
 from gradient_rival import GradientSettings, choose_settings, gradient_accuracies
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from training_data import Split
 
 from mcdi_hf import EpisodeSampler, LabelledRows, Task, train_shared_adapter
 from mcdi_hf.evaluation.episodes import free_accuracies, generated_accuracies
 from mcdi_hf.evaluation.logistic import logistic_accuracies
+from mcdi_hf.layers import EncodedExamples
 from mcdi_hf.trajectories.dataset import final_adapters
 from mcdi_hf.trajectories.shared import imprint_scale_for
 
@@ -102,7 +102,7 @@ class Rivals:
         self.family, self.args = family, family.args
         stacked, self.test = family.stacked, family.splits["test"][0]
         train, rows = family.training()
-        self.frozen_scale = imprint_scale_for(stacked, family.frozen, train.examples)
+        self.frozen_scale = imprint_scale_for(stacked, family.frozen, train)
         self.frozen_features, self.mean_features = self.plain(family.frozen), self.plain(family.codec.mean_adapter())
         several = family.pipe.config.support_views > 1
         self.frozen_views = self.test.features_under(family.frozen) if several else None
@@ -114,7 +114,8 @@ class Rivals:
         picks = [
             [row for rows in support for row in rows[:2].tolist()] for support in family.trajectories["support"][:]
         ]
-        self.places = torch.stack([train.features[pick].mean(dim=0) for pick in picks])
+        seen = stacked.features_of_all(family.codec.mean_adapter(), train, torch.tensor(sum(picks, [])))
+        self.places = torch.stack([own.mean(dim=0) for own in seen.split([len(pick) for pick in picks])])
         self.adapters = final_adapters(family.trajectories, family.codec.layout)
         self.gradient = self._gradient_settings()
 
@@ -122,7 +123,7 @@ class Rivals:
         """What the head reads of the test examples, as they are, under one adapter."""
         return self.family.stacked.features_of_all(tensors, self.test.examples)
 
-    def _shared_adapter(self, train: Split, rows: LabelledRows, seed: int) -> dict[str, torch.Tensor]:
+    def _shared_adapter(self, train: EncodedExamples, rows: LabelledRows, seed: int) -> dict[str, torch.Tensor]:
         """One adapter trained on all training tasks, with the sharpness of its head as `scale`."""
         name = f"{self.family.name}-{self.family.made_from}-shared-{self.args.shared_steps}-{seed}"
         path = self.args.output.with_suffix(f".{name}.safetensors")
@@ -131,7 +132,7 @@ class Rivals:
             with tqdm(total=self.args.shared_steps, desc=f"{self.family.name}: shared adapter, seed {seed}") as bar:
                 tensors, scale = train_shared_adapter(
                     self.family.stacked,
-                    train.examples,
+                    train,
                     sampler,
                     self.args.shared_steps,
                     seed=seed,
