@@ -31,9 +31,8 @@ def mixed_adapters(
     A task draws some training adapters and mixes them by coefficients `w` into `lora_A = sum_i w_i A_i` and
     `lora_B = sum_i w_i B_i`. The coefficients start at zero, where the mix is the frozen backbone, and a gradient-free
     optimiser, nevergrad's NGOpt as in the paper, looks for the least [`support_losses`] plus 0.05 times their mean
-    absolute value. The best coefficients that it tried are taken. Two things are not the paper's: our heads have other
-    classes in every task, so that none can be mixed and they are imprinted under each mix, and the loss leaves out the
-    example that it is taken on.
+    absolute value; the best that it tried are taken. Two things are not the paper's: heads, whose classes differ from
+    task to task, are imprinted under each mix, and the loss of an example is taken without it.
 
     Args:
         stacked (`StackedLora`): The backbone.
