@@ -149,8 +149,8 @@ class Contest:
 
     def mixed(self, tasks: list[Task], seed: int) -> list[float]:
         adapters, scale = self.training_adapters(), self.fold.frozen_scale
-        count = min(LORAHUB_ADAPTERS, len(self.fold.adapters))
-        tensors = mixed_adapters(self.stacked, adapters, self.examples, tasks, scale, count, seed=seed)
+        sizes = min(LORAHUB_ADAPTERS, len(self.fold.adapters)), self.sizes.lorahub_evaluations
+        tensors = mixed_adapters(self.stacked, adapters, self.examples, tasks, scale, *sizes, seed)
         return adapter_accuracies(self.stacked, tensors, self.examples, tasks, scale)
 
     def gradient(self, settings: GradientSettings, tasks: list[Task], seed: int) -> list[float]:

@@ -40,6 +40,7 @@ class Sizes:
         shared_steps (`int`): Episodes that the one shared adapter is trained on.
         reptile_steps (`int`): Outer steps of REPTILE on the adapter.
         gradient_steps (`list[int]`), gradient_learning_rates (`list[float]`): The settings of gradient LoRA to try.
+        lorahub_evaluations (`int`): Mixes that LoraHub tries for a task.
         ceiling_steps (`int`): Steps of LoRA on all data.
         ceiling_examples (`int`): The most examples of a class that it sees.
         timings (`int`): Repeats of what is timed.
@@ -57,6 +58,7 @@ class Sizes:
     reptile_steps: int = 15
     gradient_steps: tuple[int, ...] = (10, 30)
     gradient_learning_rates: tuple[float, ...] = (1e-3, 5e-3)
+    lorahub_evaluations: int = 40
     ceiling_steps: int = 40
     ceiling_examples: int = 200
     timings: int = 3

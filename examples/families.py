@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from data import Source, inputs_of, installed_backbone, load_table, training_table
@@ -66,7 +67,7 @@ class Family:
             [`Source`] with `dataset_name` below the data root; `test_domains`, `validation_domains`; `split`,
             optionally another `validation_split`, and optionally the `query_split` of both; `kinds` of test tasks,
             such as `5x1`, and `validation_kinds` of as many shots; `bars`, some of `BARS`. Validation tasks are of the
-            trajectories' sources.
+            trajectories' sources, or of `validation_rows` rows of a split of each.
         args (`argparse.Namespace`): The command's.
     """
 
@@ -95,7 +96,10 @@ class Family:
         self.splits = {
             "test": self._split("test", given, values["test_domains"], values["split"]),
             "validation": self._split(
-                "validation", own, values["validation_domains"], values.get("validation_split", values["split"])
+                "validation",
+                [replace(one, max_rows=values.get("validation_rows", one.max_rows)) for one in own],
+                values["validation_domains"],
+                values.get("validation_split", values["split"]),
             ),
         }
 
