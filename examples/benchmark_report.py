@@ -22,18 +22,21 @@ from benchmark_tables import (
     difference,
     difference_table,
     episodes_text,
+    group_row,
     kind_text,
     memorisation_section,
     percent,
     points,
     rival_table,
     verdict,
+    way_text,
 )
-from benchmark_ways import MC_DI
+from benchmark_texts import ABOUT, READING, SEALING
+from benchmark_ways import MC_DI, WAYS
 from data import write_whole
 from markdown_tables import duration, markdown_table
 
-from mcdi_hf.evaluation.statistics import LEVEL, RESAMPLES, bootstrap_interval
+from mcdi_hf.evaluation.statistics import bootstrap_interval
 
 
 PICTURES = {
@@ -43,30 +46,6 @@ PICTURES = {
     "chain": "One chain of generation over the losses of a task",
 }
 BEST = "the best rival of each kind"
-
-READING = f"""\
-A row is a way to an adapter (or to a classifier without one), a column a kind of task: `5x1` is 5-way 1-shot, and a word
-before it names what the classes are about. All ways of a table see the same test tasks; slow ones see the first of them.
-
-* **Intervals** (`±`) are half of a {100 * LEVEL:g} % interval over test episodes: {RESAMPLES} bootstrap draws, percentiles,
-  drawn inside each trained generator, since how far these lie apart is no noise of the mean. They say what other episodes
-  would change; the deviation over training seeds in a family's page says what another training would. `±?` stands for a
-  single episode. Intervals of ten episodes and less are somewhat too narrow.
-* **Differences** are paired: of two ways on the episodes that both have, in points of accuracy. A `tie` is a difference
-  whose interval includes zero; few episodes make ties. Of many comparisons of ways that are alike,
-  {100 * (1 - LEVEL):.0f} % are expected to be called otherwise.
-* **The best rival** of a kind is the one with the highest mean on the test episodes themselves. That choice flatters the
-  rival: nobody could have made it beforehand.
-* **Times** are from a task's examples to its adapter, one task at a time, medians; the generator's training is not in them.
-"""
-
-SEALING = """\
-Whatever could be chosen was chosen on validation tasks: steps, learning rates, penalties, noise. Then the choices are
-sealed: their fingerprint, together with that of the trained generators and of all sizes, is written down and nothing can be
-chosen any more. [`examples/benchmark_seal.py`](../examples/benchmark_seal.py) gives out test tasks only behind a closed
-seal, writes each line of results once with the seal's fingerprint, and refuses any run whose settings or choices differ.
-So test tasks are used once, and after every choice.
-"""
 
 
 def family_title(family: str) -> str:
@@ -103,8 +82,8 @@ def table_part(results: dict, table: dict) -> list[str]:
         f"{MC_DI} minus each way, points, on the episodes that both have:",
         difference_table(table),
         made,
-        "Each generated way minus the best rival of a kind, points. The rival was picked on these very episodes, which "
-        "flatters it:",
+        f"Each generated way minus the best rival of a kind, points. The best is the one that is highest beside {MC_DI} on the "
+        f"episodes that both have: it is picked on the test episodes themselves, which flatters it.",
         rival_table(table),
         made,
         deviation_section(table),
@@ -176,9 +155,9 @@ def tally_table(families: list[dict]) -> str:
 
     header = [f"{MC_DI} against", *(family_title(results["family"]) for results in families)]
     header += ["all"] if len(families) > 1 else []
-    rows = [row(f"**{BEST}**", BEST)]
+    rows = [row(BEST, BEST)]
     for group, ways in GROUPS.items():
-        rows += [[f"**{group}**", *[""] * (len(header) - 1)], *(row(way, way) for way in ways if way != MC_DI)]
+        rows += [group_row(group, len(header)), *(row(way, way) for way in ways if way != MC_DI)]
     return markdown_table(header, rows)
 
 
@@ -216,13 +195,9 @@ def results_page(families: list[dict], pictures: dict[str, list[str]]) -> str:
     """
     for results in families:
         check_results(results)
-    parts = [
-        "# The benchmark",
-        "## How to read it",
-        READING.rstrip(),
-        "## How test tasks are kept apart",
-        SEALING.rstrip(),
-    ]
+    ways = markdown_table(["way", "what it is"], [[way_text(way), ABOUT[way]] for way in WAYS])
+    parts = ["# The benchmark", "## How to read it", READING.rstrip(), ways]
+    parts += ["## How test tasks are kept apart", SEALING.rstrip()]
     parts += summary_part(families)
     for results in families:
         name = results["family"]

@@ -50,17 +50,29 @@ def difference(table: dict, way: str, other: str, kind: str) -> Estimate | None:
 
 
 def best_rival(table: dict, kind: str) -> str:
-    """The rival with the highest mean of a kind."""
-    known = [way for way in RIVALS if kind in table["accuracy"].get(way, {})]
-    return max(known, key=lambda way: bootstrap_interval(table["accuracy"][way][kind]).mean)
+    """The rival that is highest beside Mc-Di on the episodes that both have.
+
+    Among rivals that saw all episodes it is the one with the highest mean. The mean of one that saw only the first of them
+    cannot be held against the others': those may have been the easier ones.
+    """
+    found = {way: difference(table, MC_DI, way, kind) for way in RIVALS}
+    return min((way for way in RIVALS if found[way] is not None), key=lambda way: found[way].mean)
+
+
+def way_text(way: str) -> str:
+    return f"**{way}**" if way == MC_DI else way
+
+
+def group_row(group: str, width: int) -> list[str]:
+    return [f"*{group}*", *[""] * (width - 1)]
 
 
 def grouped_rows(cells: Callable[[str], list[str]], leave_out: str | None = None) -> list[list[str]]:
     """A row a way, each group of ways under its name."""
     rows = []
     for group, ways in GROUPS.items():
-        own = [[way, *cells(way)] for way in ways if way != leave_out]
-        rows += [[f"**{group}**", *[""] * (len(own[0]) - 1)], *own]
+        own = [[way_text(way), *cells(way)] for way in ways if way != leave_out]
+        rows += [group_row(group, len(own[0])), *own]
     return rows
 
 
@@ -138,7 +150,7 @@ def episodes_text(table: dict) -> str:
         for way, kinds in table["accuracy"].items()
     }
     groups = _range_text([len(groups) for groups in table["accuracy"][MC_DI].values()])
-    text = f"Test episodes of a kind: {_range_text(counts[MC_DI])}, of {groups} trained generators"
+    text = f"Test episodes of a kind: {_range_text(counts[MC_DI])} (trained generators: {groups})"
     fewer = defaultdict(list)
     for way in WAYS:
         if way in counts and counts[way] != counts[MC_DI]:
@@ -178,7 +190,7 @@ def memorisation_section(table: dict) -> str:
             f"{100 * found[OVERLAP].mean:.0f} % wrong (mean over tasks)."
         )
     if silent:
-        sentences.append(f"In {silent} tasks neither errs, which says nothing.")
+        sentences.append(f"Tasks without errors of either: {silent}.")
     return f"{markdown_table(['memorisation', 'mean', 'values'], rows)}\n\n{' '.join(sentences)}"
 
 
