@@ -6,6 +6,7 @@ import statistics
 import numpy as np
 from generation_costs import floor_ratio
 from generation_ways import BATCHES, GRADIENT, STEPS, generated_name, median_seconds
+from markdown_tables import duration, markdown_table
 
 
 USUAL_STEPS = 4
@@ -24,16 +25,8 @@ def points_over(row: dict, other: dict) -> float:
     return 100 * float(np.mean([own - rival for own, rival in pairs]))
 
 
-def duration(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
-
-
 def print_markdown(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """A Markdown table, its columns as wide as what stands in them."""
-    widths = [max(len(cell) for cell in column) for column in zip(header, *rows)]
-    print(f"\n{title}\n")
-    for cells in (header, ["-" * width for width in widths], *rows):
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths)) + " |")
+    print(f"\n{title}\n\n{markdown_table(header, rows)}")
 
 
 def print_ways(title: str, rows: list[dict]) -> None:
