@@ -26,6 +26,7 @@ from benchmark_ways import (
     TW_DI,
 )
 from generation_report import interval
+from matplotlib.contour import ContourSet
 from picture_style import (
     ACCURACY,
     BLACK,
@@ -187,50 +188,67 @@ def _number_axis(axes: Axes, counts: list[int], label: str) -> None:
 
 def draw_chain(axes: Axes, chain: dict) -> None:
     """The optimiser's path and the chains of the sampler above the loss, local targets and passages numbered."""
-    grid, losses = chain["grid"], chain["losses"]
-    levels = np.geomspace(np.min(grid["loss"]), np.max(grid["loss"]), 13)
-    surface = axes.contourf(grid["x"], grid["y"], grid["loss"], levels=levels, cmap="Greys", alpha=0.55, norm="log")
-    bar = axes.figure.colorbar(surface, ax=axes, pad=0.02, ticks=levels[::3], format="%.3g")
-    bar.ax.minorticks_off()
-    bar.set_label("loss of adapters in this plane\n(cross-entropy on query examples, log colours)")
-    path, targets = np.array(chain["trajectory"]), np.array(chain["targets"])
-    axes.plot(*path.T, "-", color=VERMILION, lw=1.6, marker=".", ms=4, label="optimiser on many examples")
-    _numbered(axes, targets, VERMILION, "s", "its local targets, in order")
-    for number, points in enumerate(np.array(chain["chains"])):
-        label = f"sampler from {chain['shots']} shots, {len(chain['chains'])} draws" if number == 0 else None
-        axes.plot(*points.T, "-", color=BLUE, lw=1.0, alpha=0.75, label=label)
-        axes.plot(*points[0], "o", color="white", mec=BLUE, ms=6, label="its noise" if number == 0 else None)
-    passages = np.array(chain["chains"])[:, chain["passages"]].mean(axis=0)
-    _numbered(axes, passages, BLUE, "o", "mean of the draws at the end of each segment")
-    ends = f"target {len(targets)}"
-    axes.plot(
-        *chain["free"], "P", color=GREEN, mec=BLACK, ms=10, ls="", label=f"free (its loss: {losses['free']:.3g})"
-    )
-    axes.plot(
-        *chain["adapter"],
-        "*",
-        color=BLUE,
-        mec=BLACK,
-        ms=16,
-        ls="",
-        zorder=5,
-        label=f"Mc-Di (its loss: {losses['adapter']:.3g})",
-    )
+    path, targets, chains = (np.array(chain[name]) for name in ("trajectory", "targets", "chains"))
+    losses, last = chain["losses"], f"target {len(targets)}"
+    axes.plot(*path.T, ".-", color=VERMILION, lw=1.6, ms=4, label="optimiser on many examples")
+    _numbered(axes, targets, VERMILION, "s", f"its local targets (loss at the last: {losses[last]:.3g})")
+    axes.plot(*chains[0].T, color=BLUE, lw=1.0, label=f"sampler, {chain['shots']}-shot: {len(chains)} draws")
+    for points in chains[1:]:
+        axes.plot(*points.T, color=BLUE, lw=1.0)
+    axes.plot(*chains[:, 0].T, "o", color="white", mec=BLUE, ms=6, label="the noise that they start from")
+    looks = {"mec": BLACK, "ls": "", "zorder": 3}
+    axes.plot(*chain["adapter"], "*", color=BLUE, ms=21, label=f"Mc-Di (loss: {losses['adapter']:.3g})", **looks)
+    _numbered(axes, chains[:, chain["passages"]].mean(axis=0), BLUE, "o", "mean of the draws after each segment")
+    label = f"free: mean adapter, imprinted head (loss: {losses['free']:.3g})"
+    axes.plot(*chain["free"], "P", color=GREEN, ms=10, label=label, **looks)
     first, second = chain["variance_explained"]
     axes.set_xlabel(f"first principal direction of the optimiser's path ({100 * first:.0f} % of its variance)")
-    axes.set_ylabel(f"second ({100 * second:.0f} %)")
-    axes.set_title(
-        f"{chain['table']}: a validation task, {len(chain['classes'])} classes, in the space of weight tokens\n"
-        f"The plane shows {100 * chain['adapter_in_plane']:.0f} % of the way from free to Mc-Di (squared); "
-        f"the loss at {ends} is {losses[ends]:.3g}",
-        fontsize=10,
-    )
+    axes.set_ylabel(f"second principal direction ({100 * second:.0f} %)")
+
+
+def draw_losses(axes: Axes, grid: dict) -> ContourSet:
+    """The grid of losses as areas of grey, the darker the worse."""
+    losses = np.maximum(grid["loss"], 1e-4)  # a loss of nothing has no logarithm
+    levels = np.geomspace(losses.min(), losses.max(), 13)
+    greys = plt.get_cmap("Greys")(np.linspace(0, 0.5, len(levels) - 1))
+    return axes.contourf(grid["x"], grid["y"], losses, levels=levels, colors=greys)
+
+
+def chain_picture(chain: dict, title: str) -> plt.Figure:
+    """The whole plane, and the chains closer: they may be short beside the optimiser's path."""
+    figure, panels = plt.subplots(1, 2, figsize=(12, 6), layout="constrained", width_ratios=[3, 2])
+    figure.suptitle("The chain of the sampler beside the path of the optimiser, in the space of tokens", weight="bold")
+    for axes in panels:
+        surface = draw_losses(axes, chain["grid"])
+        draw_chain(axes, chain)
+    bar = figure.colorbar(surface, ax=panels[1], pad=0.02, ticks=surface.levels[::3], format="%.3g")
+    bar.set_label("loss in this plane (cross-entropy on query examples)")
+    points = np.concatenate([*chain["chains"], [chain["free"], chain["adapter"]]])
+    low, high = points.min(axis=0), points.max(axis=0)
+    low, high = low - 0.12 * (high - low), high + 0.12 * (high - low)
+    panels[0].indicate_inset((*low, *(high - low)), edgecolor=BLACK, alpha=0.8)
+    panel_title(panels[0], f"A validation task of {title}", f"{len(chain['classes'])} classes")
+    panels[1].set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), ylabel="", xlabel="first principal direction")
+    share = f"{100 * chain['adapter_in_plane']:.2g} % of the squared distance"
+    panel_title(panels[1], "The frame, closer", f"{share} from free to Mc-Di lie in this plane")
+    shared_legend(figure, panels[:1], loc="outside lower center", ncols=3, labelspacing=0.6)
+    return figure
 
 
 def _numbered(axes: Axes, points: np.ndarray, colour: str, shape: str, label: str) -> None:
-    axes.plot(*points.T, shape, color=colour, mec="white", ms=12, ls="", zorder=4, label=label)
+    axes.plot(*points.T, shape, color=colour, mec="white", ms=11, ls="", zorder=4, label=label)
     for number, point in enumerate(points, start=1):
-        axes.annotate(str(number), point, color="white", ha="center", va="center", fontsize=8, weight="bold", zorder=4)
+        axes.annotate(
+            str(number),
+            point,
+            color="white",
+            ha="center",
+            va="center",
+            fontsize=8,
+            weight="bold",
+            zorder=4,
+            annotation_clip=True,
+        )
 
 
 def save_pictures(results: dict, folder: Path) -> list[Path]:
@@ -264,8 +282,6 @@ def save_pictures(results: dict, folder: Path) -> list[Path]:
         shared_legend(figure, [axes])
         written.append(save(figure, folder / f"{family}_steps.png"))
     if chain := results.get("chain"):
-        figure, axes = plt.subplots(figsize=(8.2, 6.2), layout="constrained")
-        draw_chain(axes, chain | {"table": titles[chain["table"]]})
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False, fontsize=9)
+        figure = chain_picture(chain, titles[chain["table"]])
         written.append(save(figure, folder / f"{family}_chain.png"))
     return written
