@@ -208,8 +208,10 @@ def generation_chain(
         For JSON, with points as `[x, y]`: `table`, `classes`, `shots`; `trajectory`, the optimiser's path; `targets`
         on it; `chains`, with the noise first; `passages`, their states that should lie at the targets; `free`, where
         all tokens are zero: the mean adapter and the imprinted head; `adapter`, what the pipeline would give for these
-        draws: their mean, as far from `free` as its `strength` says; `grid` with `x`, `y` and `loss[y][x]`, the query's
-        cross-entropy in the plane; `variance_explained` of the path by the two directions.
+        draws: their mean, as far from `free` as its `strength` says; `losses` of `free`, `adapter`, `target 1` and so
+        on, where they are and not where the plane shows them; `adapter_in_plane`, the share of the squared distance from
+        `free` to `adapter` that the plane shows; `grid` with `x`, `y` and `loss[y][x]`, the query's cross-entropy in the
+        plane; `variance_explained` of the path by the two directions.
     """
     space = TokenSpace(family, task, shots)
     tensors, target_steps = optimised(family, task)
@@ -218,7 +220,9 @@ def generation_chain(
     states = space.chains(draws, num_inference_steps, seed)
     trajectory, chains = plane.project(path), plane.project(states)
     generated = states[:, -1].mean(dim=0) * family.pipe.config.strength
-    free, adapter = plane.project(torch.stack([torch.zeros_like(generated), generated]))
+    ends = torch.stack([torch.zeros_like(generated), generated])
+    free, adapter = plane.project(ends)
+    there = generated * family.codec.token_mask(space.episode.class_mask)[0].cpu()  # the rest means nothing
     shown = torch.cat([trajectory, chains.flatten(0, 1), free[None], adapter[None]])
     low, high = shown.amin(dim=0), shown.amax(dim=0)
     x, y = (
@@ -226,6 +230,8 @@ def generation_chain(
         for a, b in zip(low - MARGIN * (high - low), high + MARGIN * (high - low))
     )
     losses = space.losses(plane.lift(torch.cartesian_prod(y, x).flip(1)))
+    names = ["free", "adapter", *(f"target {number}" for number in range(1, len(target_steps) + 1))]
+    own = space.losses(torch.cat([ends, path[target_steps]])).tolist()
     return {
         "table": table,
         "classes": list(task.classes),
@@ -236,6 +242,8 @@ def generation_chain(
         "passages": space.passages(),
         "free": free.tolist(),
         "adapter": adapter.tolist(),
+        "losses": dict(zip(names, own)),
+        "adapter_in_plane": float((adapter - free).square().sum() / there.double().square().sum()),
         "grid": {"x": x.tolist(), "y": y.tolist(), "loss": losses.unflatten(0, (size, size)).tolist()},
         "variance_explained": plane.variance_explained,
     }

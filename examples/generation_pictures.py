@@ -2,35 +2,22 @@
 
 from pathlib import Path
 
-import matplotlib
 from generation_report import interval
 from generation_ways import CHOSEN, FREE, GRADIENT, SETFIT, STEPS, generated_name, median_seconds
+from picture_style import ACCURACY, BLUE, GREEN, GREY, PURPLE, VERMILION, Axes, plt, save, seconds_axis, shared_legend
 
 
-matplotlib.use("Agg")  # no window
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: E402
-
-
-# Colours that the colour-blind can tell apart (Okabe and Ito), and a shape for each way besides.
 LOOKS = {
-    GRADIENT: ("#D55E00", "s"),
-    SETFIT: ("#CC79A7", "D"),
-    FREE: ("#777777", "o"),
-    **{f"generated, {name}": ("#009E73", shape) for name, shape in zip(CHOSEN, ("^", "v", "P"))},
+    GRADIENT: (VERMILION, "s"),
+    SETFIT: (PURPLE, "D"),
+    FREE: (GREY, "o"),
+    **{f"generated, {name}": (GREEN, shape) for name, shape in zip(CHOSEN, ("^", "v", "P"))},
 }
-GENERATED = "#0072B2"
-plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150})
 
 
 def title_of(family: str, kind: str) -> str:
     ways, shots = kind.split("x")
     return f"{family.capitalize()}, {ways}-way {shots}-shot"
-
-
-def seconds_text(seconds: float, _: int) -> str:
-    return f"{1000 * seconds:g} ms" if seconds < 1 else f"{seconds:g} s"
 
 
 def _panels(results: dict) -> list[tuple[str, dict[str, dict]]]:
@@ -50,27 +37,24 @@ def draw_times(axes: Axes, rows: dict[str, dict]) -> None:
     """A point for each way; those of the pipeline at several numbers of steps are joined."""
     names = [generated_name(steps) for steps in STEPS]
     times, means = [median_seconds(rows[name]) for name in names], [_percent(rows[name])[0] for name in names]
-    axes.plot(times, means, "o-", color=GENERATED, label="generated, by number of steps", zorder=3)
+    axes.plot(times, means, "o-", color=BLUE, label="generated, by number of steps", zorder=3)
     for place, (steps, x, y) in enumerate(zip(STEPS, times, means)):
         offset = 0, -14 if place % 2 else 6  # in turn below and above: neighbours may be close
-        axes.annotate(str(steps), (x, y), offset, textcoords="offset points", ha="center", color=GENERATED, fontsize=8)
+        axes.annotate(str(steps), (x, y), offset, textcoords="offset points", ha="center", color=BLUE, fontsize=8)
     for name, (colour, shape) in LOOKS.items():
         if name in rows:
             mean, half = _percent(rows[name])
             axes.errorbar(
                 median_seconds(rows[name]), mean, half, color=colour, marker=shape, ls="", elinewidth=0.8, label=name
             )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(seconds_text))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("time from examples to adapter (log axis)")
+    seconds_axis(axes, "time from examples to adapter (log axis)")
 
 
 def draw_steps(axes: Axes, rows: dict[str, dict]) -> None:
     """The pipeline's accuracy by steps, between what is free and gradient LoRA."""
     places, points = range(len(STEPS)), [_percent(rows[generated_name(steps)]) for steps in reversed(STEPS)]
     means, halves = zip(*points)
-    axes.errorbar(places, means, halves, color=GENERATED, marker="o", elinewidth=0.8, capsize=3, label="generated")
+    axes.errorbar(places, means, halves, color=BLUE, marker="o", elinewidth=0.8, capsize=3, label="generated")
     for name, style in ((GRADIENT, "--"), (FREE, ":")):
         axes.axhline(_percent(rows[name])[0], color=LOOKS[name][0], ls=style, label=name)
     axes.set_xticks(places, [str(steps) for steps in reversed(STEPS)])
@@ -79,19 +63,15 @@ def draw_steps(axes: Axes, rows: dict[str, dict]) -> None:
 
 def save_pictures(results: dict, folder: Path) -> None:
     """Write `generation_time.png` and `generation_steps.png`, a panel for each row of tasks."""
-    folder.mkdir(parents=True, exist_ok=True)
     panels = _panels(results)
     for name, draw in (("generation_time", draw_times), ("generation_steps", draw_steps)):
         figure, axes = plt.subplots(
             1, len(panels), figsize=(4 + 3.4 * len(panels), 3.8), layout="constrained", squeeze=False, sharex=True
         )
-        handles = {}
         for place, (title, rows) in zip(axes[0], panels):
             draw(place, rows)
             place.set_title(title)
             place.grid(alpha=0.25)
-            handles |= {label: handle for handle, label in zip(*place.get_legend_handles_labels())}
-        axes[0, 0].set_ylabel("accuracy, % (bars: 95 % interval)")
-        figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, labelspacing=0.8)
-        figure.savefig(folder / f"{name}.png")
-        plt.close(figure)
+        axes[0, 0].set_ylabel(ACCURACY)
+        shared_legend(figure, axes[0])
+        save(figure, folder / f"{name}.png")
