@@ -25,7 +25,7 @@ import torch
 from benchmark_choices import Choices
 from benchmark_contest import Contest
 from benchmark_fold import Fold, Sizes
-from benchmark_measures import TEST_SEED, measure, shown
+from benchmark_measures import BETWEEN, TEST_SEED, measure, shown
 from benchmark_pictures import save_pictures
 from benchmark_report import family_page
 from benchmark_seal import Sealed
@@ -165,18 +165,18 @@ def collected(sealed: Sealed, table: dict) -> dict:
     """A table's results, as docs/results/FAMILY.json has them."""
     accuracy: dict[str, dict] = {way: {} for way in WAYS}
     memorisation: dict[str, list] = {}
+    folds = set()
     for line in sealed.lines:
         group = f"{line['plan']['fold']}-{line['plan']['seed']}"
         for way, own in line["accuracy"].items():
             accuracy[way].setdefault(line["plan"]["kind"], {})[group] = own
         for name, own in line["memorisation"].items():
-            memorisation.setdefault(name, []).extend(own)
+            # Training adapters are a fold's, whatever the seed and the tasks.
+            if name != BETWEEN or line["plan"]["fold"] not in folds:
+                memorisation.setdefault(name, []).extend(own)
+        folds.add(line["plan"]["fold"])
     own = sealed.choices["shown"]
-    chosen = {
-        name: choice["best"]
-        for name, choice in sealed.choices.items()
-        if isinstance(choice, dict) and "best" in choice
-    }
+    chosen = {name: choice for name, choice in sealed.choices.items() if name != "shown"}
     return {
         "name": table["name"],
         "title": table["title"],
@@ -185,12 +185,21 @@ def collected(sealed: Sealed, table: dict) -> dict:
         "accuracy": {way: kinds for way, kinds in accuracy.items() if kinds},
         "seconds": own["seconds"],
         "time_kind": own["kind"],
-        "choices": chosen,
+        "choices": {name: choice_text(choice) for name, choice in chosen.items()},
         "memorisation": memorisation,
         "steps": own["steps"],
         "chain": own["chain"],
         "seal": sealed.seal,
     }
+
+
+def choice_text(choice: dict | int) -> str:
+    """What was chosen, and how many options were tried."""
+    if isinstance(choice, int):
+        return str(choice)
+    best = choice["best"]
+    text = f"{best[0]} steps, learning rate {best[1]:g}" if isinstance(best, list) else str(best)
+    return f"{text}, of {len(choice['tried'])} tried"
 
 
 def main() -> None:
@@ -205,10 +214,10 @@ def main() -> None:
     if results is None:
         return
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    save_pictures(results, args.output_dir)
+    pictures = save_pictures(results, args.output_dir)
     path = args.output_dir / f"{args.family}.json"
     write_whole(path, lambda part: part.write_text(json.dumps(results)))
-    page = family_page(results)
+    page = family_page(results, [picture.name for picture in pictures])
     write_whole(path.with_suffix(".md"), lambda part: part.write_text(page))
     print(page)
 

@@ -17,6 +17,7 @@ from mcdi_hf.evaluation.episodes import generated_tensors
 from mcdi_hf.evaluation.memorisation import error_overlap, weight_distances
 
 
+BETWEEN = "training adapter to nearest other"
 TEST_SEED = 1000  # of the episodes, plus the training seed
 
 
@@ -107,7 +108,7 @@ def memorised(contest: Contest, seed: int, tasks: list[Task]) -> dict[str, list]
     overlap = error_overlap(*right, episodes.query_labels >= 0)
     return {
         "generated to nearest training adapter": rounded(weight_distances(layout, made, training).amin(dim=1)),
-        "training adapter to nearest other": rounded(between.amin(dim=1)),
+        BETWEEN: rounded(between.amin(dim=1)),
         "noised nearest to nearest training adapter": rounded(weight_distances(layout, noised, training).amin(dim=1)),
         "overlap of errors with the nearest": [None if one is None else round(one, 4) for one in overlap],
     }
