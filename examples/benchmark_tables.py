@@ -159,13 +159,9 @@ def episodes_text(table: dict) -> str:
     return f"{text}; fewer of the same: {'; '.join(parts)}." if parts else f"{text}."
 
 
-def choice_text(value: str | float | list) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
 def choices_section(table: dict) -> str:
     """What validation chose, folded away."""
-    rows = [[name, choice_text(value)] for name, value in table["choices"].items()]
+    rows = [[name, choice] for name, choice in table["choices"].items()]
     if not rows:
         return "There was nothing to choose on validation tasks."
     return (
