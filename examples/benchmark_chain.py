@@ -63,7 +63,7 @@ class TokenSpace:
     """The adapters of one task as tokens of a family's pipeline, which sees a few shots of it, and the loss there.
 
     Tokens say what is added to a head that is imprinted from the shots, so they mean something only beside these. What
-    [`MCDiPipeline.complete`] makes of tokens is what they stand for.
+    [`MCDiPipeline.complete`] makes of tokens is what they stand for. They are on the CPU here.
 
     Args:
         family (`Family`): The generator.
@@ -92,7 +92,7 @@ class TokenSpace:
         for values in parts:
             part = dict(zip(self.pipe.codec.layout.keys, values))
             tokens.append(self.pipe.codec.encode(part, self._free_head(part, len(values[0]))))
-        return torch.cat(tokens)
+        return torch.cat(tokens).cpu()
 
     def _free_head(self, tensors: dict[str, torch.Tensor], count: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The head that the pipeline imprints beside the matrices of each adapter."""
@@ -113,13 +113,13 @@ class TokenSpace:
         stacked, query = self.pipe.stacked, self.episode.query[0]
         found = []
         for part in tokens.split(max(1, ROWS_AT_ONCE // len(query))):
-            tensors = self.pipe.complete(part, self.batch(len(part)))
+            tensors = self.pipe.complete(part.to(stacked.device), self.batch(len(part)))
             words = stacked.word_heads([self.task.classes] * len(part))
             logits = stacked.logits(tensors, self.split.examples[query.repeat(len(part))], None, words)
             labels = self.episode.query_labels.expand(len(part), -1)
             loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
             found.append(loss.mean(dim=1))
-        return torch.cat(found)
+        return torch.cat(found).cpu()
 
     def chains(self, draws: int, num_inference_steps: int, seed: int) -> torch.Tensor:
         """The states of the sampler at temperature 1, noise first: `(draws, steps + 1, tokens, token_dim)`."""
@@ -172,10 +172,24 @@ def optimised(family: Family, task: Task) -> tuple[dict[str, torch.Tensor], list
     start = {key: start[key].to(stacked.device) for key in layout.lora_shapes}
     examples = family.splits["validation"][0].examples.first_view()
     every = replace(settings, num_targets=settings.num_steps)
-    features = _support_features(stacked, start, examples, [task])
+    features = _features_of(stacked, start, examples, [task])
     (row,) = collect_trajectories(stacked, examples, start, features, [task], [0], every)
     path = split_weights(torch.from_numpy(row["weights"]), len(task.classes), layout)
     return {key: value.to(stacked.device) for key, value in path.items()}, settings.target_steps
+
+
+def loss_grid(space: TokenSpace, plane: Plane, shown: torch.Tensor, size: int) -> dict:
+    """The losses of adapters in a plane, in the box around the points `(n, 2)` to be shown and a little more.
+
+    Returns:
+        For JSON: `x` and `y`, `size` coordinates each, and `loss[y][x]`.
+    """
+    low, high = shown.amin(dim=0), shown.amax(dim=0)
+    margin = MARGIN * (high - low)
+    ends = zip((low - margin).tolist(), (high + margin).tolist())
+    x, y = (torch.linspace(first, last, size, dtype=torch.float64) for first, last in ends)
+    losses = space.losses(plane.lift(torch.cartesian_prod(y, x).flip(1)))
+    return {"x": x.tolist(), "y": y.tolist(), "loss": losses.unflatten(0, (size, size)).tolist()}
 
 
 def generation_chain(
@@ -224,12 +238,6 @@ def generation_chain(
     free, adapter = plane.project(ends)
     there = generated * family.codec.token_mask(space.episode.class_mask)[0].cpu()  # the rest means nothing
     shown = torch.cat([trajectory, chains.flatten(0, 1), free[None], adapter[None]])
-    low, high = shown.amin(dim=0), shown.amax(dim=0)
-    x, y = (
-        torch.linspace(a, b, size, dtype=torch.float64)
-        for a, b in zip(low - MARGIN * (high - low), high + MARGIN * (high - low))
-    )
-    losses = space.losses(plane.lift(torch.cartesian_prod(y, x).flip(1)))
     names = ["free", "adapter", *(f"target {number}" for number in range(1, len(target_steps) + 1))]
     own = space.losses(torch.cat([ends, path[target_steps]])).tolist()
     return {
@@ -244,7 +252,7 @@ def generation_chain(
         "adapter": adapter.tolist(),
         "losses": dict(zip(names, own)),
         "adapter_in_plane": float((adapter - free).square().sum() / there.double().square().sum()),
-        "grid": {"x": x.tolist(), "y": y.tolist(), "loss": losses.unflatten(0, (size, size)).tolist()},
+        "grid": loss_grid(space, plane, shown, size),
         "variance_explained": plane.variance_explained,
     }
 
@@ -279,7 +287,7 @@ def accuracy_by_steps(
         `gradient`.
     """
     split, pipe, stacked = family.splits["validation"][0], family.pipe, family.stacked
-    frozen = _support_features(stacked, family.frozen, split.examples, tasks, query=True)
+    frozen = _features_of(stacked, family.frozen, split.examples, tasks, query=True)
     own, generated = pipe.config.num_inference_steps, {}
     try:
         for steps in inference_steps:
@@ -300,7 +308,7 @@ def accuracy_by_steps(
     return {"table": table, "kind": kind, "frozen": free, "generated": generated, "gradient": trained}
 
 
-def _support_features(
+def _features_of(
     stacked: StackedLora,
     tensors: dict[str, torch.Tensor],
     examples: EncodedExamples,

@@ -174,7 +174,7 @@ def draw_steps(axes: Axes, steps: dict, title: str) -> None:
     mean, half = pooled({"all": steps["frozen"]})
     axes.axhline(mean, color=GREY, ls="--", label=f"{FROZEN}:\nno step")
     axes.axhspan(mean - half, mean + half, color=GREY, alpha=0.12, lw=0)
-    panel_title(axes, f"Validation tasks of {title}", kind_text(steps["kind"]))
+    panel_title(axes, title, f"validation tasks, {kind_text(steps['kind'])}")
     counts = sorted({int(count) for found, _ in lines.values() for count in found})
     _number_axis(axes, counts, "number of steps (log axis)")
 
