@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs_root", type=Path, default=Path("runs"), help="where generators and choices are kept")
     parser.add_argument("--cache_dir", type=Path, help="keep what the frozen lower layers make here, not in memory")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
-    parser.add_argument("--tables", nargs="+", help="measure these tables only, and write no results yet")
+    parser.add_argument("--tables", nargs="+", help="measure these tables only now; by default all")
     parser.add_argument("--smoke", action="store_true", help="tiny data, tiny backbones, seconds")
     args = parser.parse_args()
     if not args.smoke and args.data_root is None:
@@ -73,14 +73,20 @@ class Benchmark:
         if unknown := sorted(set(args.tables or []) - set(known)):
             raise ValueError(f"There are no tables {unknown}: expected some of {known}.")
 
-    def run(self) -> dict | None:
-        """Measure the tables wanted, and put the results together if that is all of them."""
-        wanted = self.args.tables
-        tables = [self.table(own) for own in self.family["tables"] if wanted is None or own["name"] in wanted]
-        return None if wanted else self.results(tables)
+    def run(self) -> dict:
+        """Measure the tables wanted, and put together all that were measured so far."""
+        for table in self.family["tables"]:
+            if self.args.tables is None or table["name"] in self.args.tables:
+                self.measure(table)
+        paths = {table["title"]: self.folder(table) / "table.json" for table in self.family["tables"]}
+        found = [json.loads(path.read_text()) for path in paths.values() if path.exists()]
+        return self.results(found, [title for title, path in paths.items() if not path.exists()])
 
-    def results(self, tables: list[dict]) -> dict:
-        """What docs/results/FAMILY.json holds."""
+    def folder(self, table: dict) -> Path:
+        return self.args.runs_root / "benchmark" / self.name / table["name"]
+
+    def results(self, tables: list[dict], missing: list[str]) -> dict:
+        """What docs/results/FAMILY.json holds of tables, and the titles of those that were not measured yet."""
         first = tables[0]
         stages = {}
         made = set()  # several tables may be about one generator, which was trained once
@@ -103,17 +109,16 @@ class Benchmark:
             "seal": hashlib.sha256("".join(table.pop("seal") for table in tables).encode()).hexdigest()[:16],
             "seconds": stages,
             "tables": tables,
+            "missing": missing,
             **shown,
         }
 
-    def table(self, table: dict) -> dict:
-        """Measure one table, or read what an earlier run measured."""
-        folder = self.args.runs_root / "benchmark" / self.name / table["name"]
-        path = folder / "table.json"
+    def measure(self, table: dict) -> None:
+        """Measure one table, unless an earlier run did."""
+        path = self.folder(table) / "table.json"
         if not path.exists():
-            result = self._measured(table, folder)
+            result = self._measured(table, path.parent)
             write_whole(path, lambda part: part.write_text(json.dumps(result)))
-        return json.loads(path.read_text())
 
     def _measured(self, table: dict, folder: Path) -> dict:
         generators = self.generators[table["generator"]]
@@ -128,12 +133,11 @@ class Benchmark:
         sealed, clock = Sealed(folder, settings), Clock(folder / "seconds.json")
         with clock.timed(Clock.STAGES[0]):
             folds = [Fold(table, name, own, sizes, self.args) for name, own in generators.items()]
-            for number, fold in enumerate(folds):
-                contest = Contest(fold, "validation", sealed)
+            if sealed.seal is None:
+                contest = Contest(folds[0], "validation", sealed)
                 Choices(contest).make()
-                if number == 0:  # what is shown of one fold only
-                    sealed.choose("shown", partial(shown, contest))
-            sealed.close()
+                sealed.choose("shown", partial(shown, contest))
+                sealed.close()
         with clock.timed(Clock.STAGES[1]):
             for fold in folds:
                 measure(Contest(fold, "test", sealed), sealed)
@@ -211,8 +215,6 @@ def main() -> None:
         args.data_root, args.backbones_root = folder / "data", folder / "backbones"
         args.runs_root, args.output_dir = folder / "runs", folder / "results"
     results = Benchmark(args.family, family, args).run()
-    if results is None:
-        return
     args.output_dir.mkdir(parents=True, exist_ok=True)
     pictures = save_pictures(results, args.output_dir)
     path = args.output_dir / f"{args.family}.json"

@@ -6,7 +6,7 @@ from benchmark_tables import MEMORISATION
 from benchmark_ways import MC_DI, SETFIT, WAYS
 
 
-NEEDED = ("family", "command", "machine", "versions", "seal", "seconds", "tables")
+NEEDED = ("family", "command", "machine", "versions", "seal", "seconds", "tables", "missing")
 NEEDED_OF_TABLE = ("name", "title", "note", "kinds", "accuracy", "seconds", "time_kind", "choices", "memorisation")
 MAY_BE_MISSING = (SETFIT,)  # it reads texts only, and not many of them
 

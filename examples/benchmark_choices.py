@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from benchmark_contest import Contest, Way
+from benchmark_contest import Contest, Way, choice_name
 from benchmark_fold import asked_once, best_of, gradient_grid, seconds_of, settings_of, shots_of
 from benchmark_ways import FROZEN, GRADIENT, GRADIENT_TIME, LOGISTIC, NOISED, REPTILE
 
@@ -13,13 +13,14 @@ from mcdi_hf.evaluation.episodes import adapter_accuracies, free_accuracies
 from mcdi_hf.evaluation.logistic import logistic_accuracies
 
 
+POOLINGS = ["mean", "default"]  # of a text model
 PENALTIES = [0.1, 1.0, 10.0, 100.0]  # of logistic regression
 REPTILE_STEPS = [1, 3, 10, 30]
 NOISE_SCALES = [0.1, 0.3, 1.0, 3.0]
 
 
 class Choices:
-    """Makes the choices of a fold on its validation tasks.
+    """Makes the choices of a table on the validation tasks of its first fold.
 
     Args:
         contest (`Contest`): Of the validation split.
@@ -32,31 +33,30 @@ class Choices:
     def make(self) -> None:
         """Everything that a rival or a control may choose; each tries at most four options."""
         fold, contest = self.fold, self.contest
-        pooling = fold.family.pipe.backbone.pooling
-        poolings = [pooling] if fold.family.pipe.backbone.reads_images else ["mean", "default"]
-        scores = {
-            one: partial(free_accuracies, contest.stacked, fold.pooled_features(one, "validation"), fold.frozen_scale)
-            for one in poolings
-        }
-        self._choose(FROZEN, poolings, lambda one: scores[one])
+        own = fold.family.pipe.backbone
+        features = {own.pooling: contest.frozen}
+        if not own.reads_images:
+            features |= {one: fold.pooled_features(one, "validation") for one in POOLINGS if one != own.pooling}
+        self._choose(
+            FROZEN,
+            list(features),
+            lambda one: partial(free_accuracies, contest.stacked, features[one], fold.frozen_scale),
+        )
         self._choose(NOISED, NOISE_SCALES, self._noised)
         for shots in sorted({shots_of(kind) for kind in fold.table["kinds"]}):
             grid = gradient_grid(self.fold.sizes.gradient_steps, self.fold.sizes.gradient_learning_rates)
             self._choose(LOGISTIC, PENALTIES, self._logistic, shots)
             self._choose(GRADIENT, grid, self._gradient, shots)
             steps = self.sealed.choose(
-                f"{fold.family.name}: steps in the time of a generation, {shots}-shot",
-                partial(self._equal_steps, shots),
+                choice_name("steps in the time of a generation", shots), partial(self._equal_steps, shots)
             )
             grid = gradient_grid((steps,), self.fold.sizes.gradient_learning_rates)
             self._choose(GRADIENT_TIME, grid, self._gradient, shots)
             self._choose(REPTILE, REPTILE_STEPS, self._reptile, shots)
 
     def _choose(self, name: str, options: list, way: Callable[..., Way], shots: int | None = None) -> None:
-        behind = "" if shots is None else f", {shots}-shot"
         self.sealed.choose(
-            f"{self.fold.family.name}: {name}{behind}",
-            lambda: best_of(options, lambda option: self._score(way(option), shots)),
+            choice_name(name, shots), lambda: best_of(options, lambda option: self._score(way(option), shots))
         )
 
     def _score(self, way: Way, shots: int | None) -> float:
@@ -88,7 +88,7 @@ class Choices:
     def _reptile(self, steps: int) -> Way:
         contest = self.contest
         return partial(
-            self.fold.reptile[self.seed].accuracies, contest.examples, contest.reptile[self.seed], num_steps=steps
+            self.fold.reptile[self.seed].accuracies, contest.examples, contest.reptile(self.seed), num_steps=steps
         )
 
     def _equal_steps(self, shots: int) -> int:

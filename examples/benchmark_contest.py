@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from benchmark_fold import Fold, settings_of
@@ -44,6 +45,10 @@ CANDIDATES = 8
 LORAHUB_ADAPTERS = 20  # that a task mixes, as in the paper
 
 
+def choice_name(way: str, shots: int | None) -> str:
+    return way if shots is None else f"{way}, {shots}-shot"
+
+
 class Contest:
     """What competes on the tasks of one split of a fold.
 
@@ -59,29 +64,47 @@ class Contest:
         self.features = fold.split(split).features  # under the mean adapter: what the generator sees
         self.scale = fold.codec.config.imprint_scale
         self.frozen = fold.plain_features(fold.family.frozen, split)
-        self.shared = {seed: fold.plain_features(tensors, split) for seed, (tensors, _) in fold.shared.items()}
-        self.reptile = {seed: own.features(self.examples) for seed, own in fold.reptile.items()}
+        self._features: dict[str, torch.Tensor] = {}
         self.noise = fold.noise_features(split)
         self.setfit = None
         if not fold.family.pipe.backbone.reads_images and fold.sizes.setfit_episodes:
             self.setfit = SetFitRival(str(fold.generator.backbone or installed_backbone()))
 
-    def chosen(self, name: str, shots: int | None = None):
-        """What validation chose for this fold, for a number of shots where it depends on them."""
-        behind = "" if shots is None else f", {shots}-shot"
-        return self.sealed.choices[f"{self.fold.family.name}: {name}{behind}"]["best"]
+    def chosen(self, name: str, shots: int | None = None) -> Any:
+        """What validation chose, for a number of shots where it depends on them."""
+        return self.sealed.choices[choice_name(name, shots)]["best"]
+
+    def shared(self, seed: int) -> torch.Tensor:
+        """What the head reads of every example under the one shared adapter."""
+        return self._once(f"shared {seed}", lambda: self.fold.plain_features(self.fold.shared[seed][0], self.split))
+
+    def reptile(self, seed: int) -> torch.Tensor:
+        """The same under REPTILE's start."""
+        return self._once(f"REPTILE {seed}", lambda: self.fold.reptile[seed].features(self.examples))
+
+    def pooled(self) -> torch.Tensor:
+        """The same of the frozen backbone, under the pooling that validation chose."""
+        pooling = self.chosen(FROZEN)
+        if pooling == self.fold.family.pipe.backbone.pooling:
+            return self.frozen
+        return self._once(f"pooled {pooling}", lambda: self.fold.pooled_features(pooling, self.split))
+
+    def _once(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if name not in self._features:
+            self._features[name] = make()
+        return self._features[name]
 
     def fast(self, seed: int, shots: int) -> dict[str, Way]:
         """Ways that are quick to judge, on all tasks."""
         fold, stacked = self.fold, self.stacked
         mc = fold.pipeline("Mc-Di", seed)
         made = partial(self.generated, seed=seed)
-        pooled = self.frozen if self.best_pooled is None else self.best_pooled
+        pooled = self.pooled()
         own = partial(adapter_accuracies, stacked, examples=self.examples, scale=self.scale)
         return {
             FROZEN: partial(free_accuracies, stacked, pooled, fold.frozen_scale),
             LOGISTIC: partial(logistic_accuracies, pooled, penalty=self.chosen(LOGISTIC, shots)),
-            SHARED: partial(free_accuracies, stacked, self.shared[seed], fold.shared[seed][1]),
+            SHARED: partial(free_accuracies, stacked, self.shared(seed), fold.shared[seed][1]),
             MEAN: partial(free_accuracies, stacked, self.features, self.scale),
             NEAREST: lambda tasks: own(tensors=self.nearest(tasks), tasks=tasks),
             SINGLE_LEVEL: partial(made, fold.pipeline(SINGLE_LEVEL, seed)),
@@ -101,23 +124,11 @@ class Contest:
         steps = self.chosen(REPTILE, shots)
         return {
             MIXED: partial(self.mixed, seed=seed),
-            REPTILE: partial(reptile.accuracies, self.examples, self.reptile[seed], num_steps=steps),
+            REPTILE: partial(reptile.accuracies, self.examples, self.reptile(seed), num_steps=steps),
             GRADIENT: partial(self.gradient, settings_of(self.chosen(GRADIENT, shots)), seed=seed),
             GRADIENT_TIME: partial(self.gradient, settings_of(self.chosen(GRADIENT_TIME, shots)), seed=seed),
             CEILING: partial(self.ceiling, seed=seed),
         }
-
-    @property
-    def best_pooled(self) -> torch.Tensor | None:
-        """Features of the frozen backbone under another pooling than the generator's, if validation chose it."""
-        pooling = self.chosen(FROZEN)
-        if pooling == self.fold.family.pipe.backbone.pooling:
-            return None
-        if self._pooled is None:
-            self._pooled = self.fold.pooled_features(pooling, self.split)
-        return self._pooled
-
-    _pooled: torch.Tensor | None = None
 
     def generated(self, pipe, tasks: list[Task], seed: int, num_candidates: int = CANDIDATES, **shown) -> list[float]:
         noise = torch.Generator().manual_seed(seed)  # the same whatever the generator is shown

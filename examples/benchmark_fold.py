@@ -142,16 +142,16 @@ class Fold:
         return self.stacked.features_of_all(tensors, self.split(split).examples)
 
     def pooled_features(self, pooling: str, split: str) -> torch.Tensor:
-        """What the head reads of the frozen backbone under a pooling: `(rows, feature_dim)`."""
+        """What the head reads of the frozen backbone under another pooling than its own: `(rows, feature_dim)`."""
         own = self.family.pipe.backbone
-        if pooling == own.pooling:
-            return self.plain_features(self.family.frozen, split)
         folder = str(self.generator.backbone or installed_backbone())
         backbone = FrozenBackbone.from_pretrained(folder, pooling, max_length=own.max_length, dtype=torch.float32)
-        config = LoraConfig(**self.codec.config.lora_config)
-        stacked = StackedLora(backbone, AdapterLayout.from_model(backbone.model, config, backbone.head_name))
+        # No head is needed to see features, and under another pooling the model's may have no bias.
+        config = self.codec.config.lora_config | {"task_type": None, "modules_to_save": None}
+        layout = AdapterLayout.from_model(backbone.model, LoraConfig(**config), backbone.head_name)
+        stacked = StackedLora(backbone, layout)
         examples = stacked.encode(inputs_of(self.family.tables[split]), cache_dir=self.args.cache_dir)
-        return stacked.features_of_all(initial_adapter(stacked.layout), examples)
+        return stacked.features_of_all(initial_adapter(layout), examples)
 
     def noise_features(self, split: str) -> torch.Tensor:
         """For every row of a split the features of an input that says nothing."""

@@ -109,6 +109,12 @@ def machine_text(results: dict) -> str:
     return f"{results['machine']}; {versions}. Seal `{results['seal']}`."
 
 
+def missing_part(results: dict) -> list[str]:
+    """What the family's file plans and nobody has measured yet."""
+    titles = "; ".join(results["missing"])
+    return [f"**Not measured yet:** {titles}."] if titles else []
+
+
 def family_page(results: dict, pictures: Sequence[str] = ()) -> str:
     """The page of one family, `docs/results/FAMILY.md`.
 
@@ -125,6 +131,7 @@ def family_page(results: dict, pictures: Sequence[str] = ()) -> str:
         "[How to read this](../results.md), and what all families together say.",
         f"```bash\n{results['command']}\n```",
         machine_text(results),
+        *missing_part(results),
         *picture_links(pictures),
     ]
     for table in results["tables"]:
@@ -201,7 +208,8 @@ def results_page(families: list[dict], pictures: dict[str, list[str]]) -> str:
     parts += summary_part(families)
     for results in families:
         name = results["family"]
-        parts += [f"## {family_title(name)}", machine_text(results), *picture_links(pictures[name], "results/")]
+        parts += [f"## {family_title(name)}", machine_text(results), *missing_part(results)]
+        parts += picture_links(pictures[name], "results/")
         parts.append(
             f"All differences, deviations over seeds, choices, memorisation and the time spent: [results/{name}.md]"
             f"(results/{name}.md); every episode: [results/{name}.json](results/{name}.json)."

@@ -78,7 +78,8 @@ TRAINING = {
 def smoke_family(family: dict, folder: Path) -> dict:
     """The same family in small, its data sets in FOLDER/data and its backbones in FOLDER/backbones."""
     family = copy.deepcopy(family)
-    family |= {"sizes": SIZES, "seeds": [0]}
+    setfit = min(SIZES["setfit_episodes"], family.get("sizes", {}).get("setfit_episodes", 1))
+    family |= {"sizes": SIZES | {"setfit_episodes": setfit}, "seeds": [0]}
     for values in family["generators"].values():
         values["trajectories"] |= TRAJECTORIES
         kinds = family.get("training", {}) | values["training"]
@@ -122,9 +123,12 @@ def write_data(root: Path) -> None:
     for name, (columns, splits) in SENTENCES.items():
         tables[name] = (columns, "label", {"all": ["no", "yes"]}, None, splits)
     for name, (columns, label, classes, domain, splits) in tables.items():
-        (root / name).mkdir(parents=True, exist_ok=True)
+        folder = root / name / "data"
+        folder.mkdir(parents=True, exist_ok=True)
         for number, split in enumerate(splits):
-            _split(columns, label, classes, domain, number).to_parquet(root / name / f"{split}.parquet")
+            # the Hub's own pattern, under which a split may have any name
+            path = folder / f"{split}-00000-of-00001.parquet"
+            _split(columns, label, classes, domain, number).to_parquet(path)
 
 
 def _own_classes(domains: list[str]) -> dict[str, list[str]]:

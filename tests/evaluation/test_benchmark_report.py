@@ -92,6 +92,7 @@ def invented() -> dict:
         "machine": "2 CPU cores",
         "versions": {"torch": "2.13.0"},
         "seal": "0123456789abcdef",
+        "missing": ["Drawings of many"],
         "seconds": {"trajectories": 900.0, "test": 2700.0},
         "tables": [table],
     }
