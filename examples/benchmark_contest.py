@@ -41,6 +41,7 @@ from mcdi_hf.evaluation.logistic import logistic_accuracies
 
 Way = Callable[[list[Task]], list[float]]
 
+ABLATIONS = [SINGLE_LEVEL, MV_DI, TW_DI]
 CANDIDATES = 8
 LORAHUB_ADAPTERS = 20  # that a task mixes, as in the paper
 
@@ -99,7 +100,7 @@ class Contest:
         fold, stacked = self.fold, self.stacked
         mc = fold.pipeline("Mc-Di", seed)
         made = partial(self.generated, seed=seed)
-        pooled = self.pooled()
+        pooled, trained = self.pooled(), fold.generator.trained()
         own = partial(adapter_accuracies, stacked, examples=self.examples, scale=self.scale)
         return {
             FROZEN: partial(free_accuracies, stacked, pooled, fold.frozen_scale),
@@ -107,9 +108,7 @@ class Contest:
             SHARED: partial(free_accuracies, stacked, self.shared(seed), fold.shared[seed][1]),
             MEAN: partial(free_accuracies, stacked, self.features, self.scale),
             NEAREST: lambda tasks: own(tensors=self.nearest(tasks), tasks=tasks),
-            SINGLE_LEVEL: partial(made, fold.pipeline(SINGLE_LEVEL, seed)),
-            MV_DI: partial(made, fold.pipeline(MV_DI, seed)),
-            TW_DI: partial(made, fold.pipeline(TW_DI, seed)),
+            **{name: partial(made, fold.pipeline(name, seed)) for name in ABLATIONS if (name, seed) in trained},
             ONE_DRAW: partial(made, mc, num_candidates=1),
             MC_DI: partial(made, mc),
             SHUFFLED: lambda tasks: made(mc, tasks, conditions=[*tasks[1:], tasks[0]]),
