@@ -1,6 +1,7 @@
 """What meta-training learns from and is judged on: trajectories, fresh tasks, and tasks of domains that are held out."""
 
 import argparse
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -125,9 +126,16 @@ def episodes(
     """Tasks of one kind, `WAYSxSHOTS` of any group or `GROUP:WAYSxSHOTS` of one."""
     group, _, size = kind.rpartition(":")
     ways, shots = (int(number) for number in size.split("x"))
-    sampler = EpisodeSampler(rows, (ways, ways), (shots, shots), queries, seed, query_rows)
     if group:
-        if group not in sampler.groups:
-            raise ValueError(f"There are no tasks {kind!r}: expected one of the groups {sampler.groups}.")
-        sampler.groups = [group]
+        rows, query_rows = (own and _only(own, group, kind) for own in (rows, query_rows))
+    sampler = EpisodeSampler(rows, (ways, ways), (shots, shots), queries, seed, query_rows)
     return [sampler[number] for number in range(count)]
+
+
+def _only(rows: LabelledRows, group: str, kind: str) -> LabelledRows:
+    """The rows of one group, whatever the others have too few of."""
+    if group not in rows.groups:
+        raise ValueError(f"There are no tasks {kind!r}: expected one of the groups {list(rows.groups)}.")
+    own = copy.copy(rows)
+    own.groups = {group: rows.groups[group]}
+    return own
