@@ -19,7 +19,7 @@ release: $(INSTALLED) ## Make model_cards/mcdi-minilm-intents anew: make release
 	examples/release_minilm_intents.sh $(CLINC150)
 
 test: quality ## Check the style and run the tests
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 reliability: $(INSTALLED) ## Try faults and hostile inputs, and write the counts into docs/reliability.md
 	$(VENV)/bin/python examples/reliability.py
