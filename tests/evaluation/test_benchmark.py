@@ -63,7 +63,7 @@ def test_what_was_measured_is_not_measured_again(ended: tuple[Path, dict]) -> No
     root, found = ended
     code, printed, said = found["again"]
     assert code == 0, said
-    assert printed.splitlines() == [line for line in found["language"][1].splitlines() if line in printed.splitlines()]
+    assert len(printed) > 1000 and found["language"][1].endswith(printed)  # the same page, and nothing else
     lines = (root / "runs" / "benchmark" / "language" / "glue" / "lines.jsonl").read_text().splitlines()
     assert len(lines) == 1
 
