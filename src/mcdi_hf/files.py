@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +31,33 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             "that the folder can be written, and run the same command again."
         )
         raise OSError(error.errno, message) from error
+
+
+def write_folder(folder: Path, write: Callable[[Path], object], last: str) -> None:
+    """Write files beside their folder, and move them in when all of them are on the disk.
+
+    A folder that a kill leaves is as it was, or whole, or has no file `last`.
+
+    Args:
+        folder (`Path`): Where they go; it is made if need be, and keeps its other files.
+        write (`Callable`): Writes the files into the folder that it is given.
+        last (`str`): The file that no loader goes without. It leaves the folder first and comes last.
+    """
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))
+    try:
+        write(beside)
+        paths = sorted((path for path in beside.rglob("*") if path.is_file()), key=lambda path: path == beside / last)
+        for path in paths:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        (folder / last).unlink(missing_ok=True)
+        for path in paths:
+            place = folder / path.relative_to(beside)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
