@@ -234,7 +234,7 @@ def test_seeds_make_adapters_again(made: tuple) -> None:
 
 def test_the_support_is_on_the_card_only_if_asked_for(made: tuple, tmp_path: Path) -> None:
     pipe, _, _ = made
-    odd = {"it's | {odd}": ["c b ```` a", "z \"z\" b"], "plain": ["a"]}
+    odd = {"it's | {odd}": ["c b ```` a", 'z "z" b'], "plain": ["a"]}
     adapter = generate(pipe, support=odd)
     adapter.save_pretrained(tmp_path / "without")
     adapter.save_pretrained(tmp_path / "with", include_support=True)
