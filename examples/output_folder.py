@@ -8,6 +8,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from mcdi_hf.files import could_not_write
 
 
 CHECKPOINT = re.compile(r"checkpoint_(\d+)")
@@ -50,12 +53,18 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, number: int, total_l
         folder (`Path`): Where the checkpoints lie.
         number (`int`): That of this one; one of the same number is replaced.
         total_limit (`int`, *optional*): How many to keep.
+
+    Raises:
+        `OSError`: when it cannot be written. The earlier ones are whole, and this one is not there.
     """
     place, part = folder / f"checkpoint_{number}", folder / ".part"
     if accelerator.is_main_process:
         shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(part))
+    try:
+        accelerator.save_state(str(part))
+    except (SafetensorError, RuntimeError) as error:  # what safetensors and PyTorch make of a full disk
+        raise OSError(could_not_write(place, str(error).splitlines()[0])) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         for path in part.iterdir():

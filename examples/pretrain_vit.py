@@ -17,12 +17,13 @@ import torch
 from accelerate import Accelerator
 from config import parse_args
 from data import write_whole
-from datasets import ClassLabel, load_dataset
+from datasets import ClassLabel
 from output_folder import hold_folder, latest_checkpoint, save_checkpoint
 from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, get_cosine_schedule_with_warmup
 
 from mcdi_hf.adapters.head import class_means, head_logits, imprint_head
+from mcdi_hf.cached_datasets import load_cached_dataset
 from mcdi_hf.trajectories.augmentation import MAX_DEGREES, MAX_LOG_SCALE, MAX_SHEAR, MAX_SHIFT
 
 
@@ -58,7 +59,7 @@ def arguments() -> argparse.Namespace:
 
 def load_images(args: argparse.Namespace) -> torch.Tensor:
     """The images of every class and of its rotations, as numbers from 0 to 1: `(classes, images, height, width)`."""
-    table = load_dataset(args.dataset_name, split="train")
+    table = load_cached_dataset(args.dataset_name, split="train")
     names = {}
     for column in (args.label_column, args.domain_column):
         if not isinstance(table.features.get(column), ClassLabel):

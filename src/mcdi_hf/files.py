@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from safetensors import SafetensorError
+
 
 MAX_JSON_BYTES = 64 * 2**20  # a layout of 50,000 tokens takes 5 MB
 
@@ -26,11 +28,15 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except OSError as error:
         with suppress(OSError):
             part.unlink()
-        message = (
-            f"Could not write {path}: {error.strerror}. What was written before is whole. Free space, or see to it "
-            "that the folder can be written, and run the same command again."
-        )
-        raise OSError(error.errno, message) from error
+        raise OSError(error.errno, could_not_write(path, error.strerror)) from error
+
+
+def could_not_write(path: Path, reason: str) -> str:
+    """What to say of a file or a folder that could not be written."""
+    return (
+        f"Could not write {path}: {reason}. What was written before is whole. Free space, or see to it "
+        "that the folder can be written, and run the same command again."
+    )
 
 
 def write_folder(folder: Path, write: Callable[[Path], object], last: str) -> None:
@@ -42,6 +48,9 @@ def write_folder(folder: Path, write: Callable[[Path], object], last: str) -> No
         folder (`Path`): Where they go; it is made if need be, and keeps its other files.
         write (`Callable`): Writes the files into the folder that it is given.
         last (`str`): The file that no loader goes without. It leaves the folder first and comes last.
+
+    Raises:
+        `OSError`: when the files cannot be written, for safetensors too, whose own error is none.
     """
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))
@@ -56,6 +65,8 @@ def write_folder(folder: Path, write: Callable[[Path], object], last: str) -> No
             place = folder / path.relative_to(beside)
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, place)
+    except SafetensorError as error:
+        raise OSError(could_not_write(folder, str(error))) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
