@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from config import parse_args
 from datasets.utils.logging import disable_progress_bar
+from output_folder import hold_folder
 from preparation import Collection, add_adapter_arguments, add_data_arguments, add_optimiser_arguments
 from tqdm.auto import tqdm
 
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         dry_run(collection)
         return
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    lock = hold_folder(args.output_dir, accelerator)
     start, imprint_scale = collection.shared_start(accelerator)
     settings = collection.settings(imprint_scale)
     stack_size, _ = collection.stack_size(settings)
@@ -139,6 +140,7 @@ def run(args: argparse.Namespace) -> None:
         report(folder, folder.finish())
         if args.push_to_hub:
             folder.push_to_hub(args.hub_dataset_id)
+    lock.release()
     accelerator.end_training()
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Image, Value, concatenate_datasets, load_dataset
+from datasets import ClassLabel, Dataset, Image, Value, concatenate_datasets
 
 from mcdi_hf import rotate_classes
+from mcdi_hf.cached_datasets import load_cached_dataset
 from mcdi_hf.tasks import ROTATIONS, class_column
 
 
@@ -79,7 +80,7 @@ class Source:
     def load(self, splits: list[str]) -> dict[str, Dataset]:
         """Load the splits of these names, each by its name here."""
         own = {split: (self.splits or {}).get(split, split) for split in splits}
-        tables = load_dataset(self.dataset_name)
+        tables = load_cached_dataset(self.dataset_name)
         if missing := sorted(set(own.values()) - set(tables)):
             raise ValueError(
                 f"{self.dataset_name} has no split {missing}; it has {sorted(tables)}. Say in `splits` which of them "

@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
 from config import parse_args
 from data import write_whole
-from datasets import ClassLabel, load_dataset
+from datasets import ClassLabel
+from output_folder import hold_folder, latest_checkpoint, save_checkpoint
 from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, get_cosine_schedule_with_warmup
 
 from mcdi_hf.adapters.head import class_means, head_logits, imprint_head
+from mcdi_hf.cached_datasets import load_cached_dataset
 from mcdi_hf.trajectories.augmentation import MAX_DEGREES, MAX_LOG_SCALE, MAX_SHEAR, MAX_SHIFT
 
 
@@ -58,7 +59,7 @@ def arguments() -> argparse.Namespace:
 
 def load_images(args: argparse.Namespace) -> torch.Tensor:
     """The images of every class and of its rotations, as numbers from 0 to 1: `(classes, images, height, width)`."""
-    table = load_dataset(args.dataset_name, split="train")
+    table = load_cached_dataset(args.dataset_name, split="train")
     names = {}
     for column in (args.label_column, args.domain_column):
         if not isinstance(table.features.get(column), ClassLabel):
@@ -135,12 +136,10 @@ def draw(args: argparse.Namespace, images: torch.Tensor, step: int) -> tuple[tor
 
 def main() -> None:
     args = arguments()
-    project = ProjectConfiguration(
-        str(args.output_dir), automatic_checkpoint_naming=True, total_limit=args.checkpoints_total_limit
-    )
-    accelerator = Accelerator(project_config=project)
+    accelerator = Accelerator()
     if accelerator.num_processes > 1:  # each would train on the same batches
         raise ValueError(f"This script runs in one process, not in {accelerator.num_processes}.")
+    lock, checkpoints = hold_folder(args.output_dir, accelerator), args.output_dir / "checkpoints"
     images = load_images(args)
     model, processor = build(args, images)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
@@ -148,9 +147,11 @@ def main() -> None:
     model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     step = 0
     if args.resume_from_checkpoint:
-        accelerator.load_state(None if args.resume_from_checkpoint == "latest" else args.resume_from_checkpoint)
-        step = schedule.state_dict()["last_epoch"]
-        accelerator.project_configuration.iteration = step // args.checkpointing_steps
+        latest = args.resume_from_checkpoint == "latest"
+        checkpoint = latest_checkpoint(checkpoints) if latest else Path(args.resume_from_checkpoint)
+        if checkpoint is not None:  # a run that was killed before its first has none
+            accelerator.load_state(str(checkpoint))
+            step = schedule.state_dict()["last_epoch"]
     bar = tqdm(total=args.max_train_steps, initial=step, desc="pretraining")
     while step < args.max_train_steps:
         batch, shots = draw(args, images, step)
@@ -167,7 +168,8 @@ def main() -> None:
         bar.update()
         bar.set_postfix(loss=f"{loss.item():.3f}")
         if step % args.checkpointing_steps == 0:
-            accelerator.save_state()
+            number = step // args.checkpointing_steps - 1
+            save_checkpoint(accelerator, checkpoints, number, args.checkpoints_total_limit)
     bar.close()
 
     def save(folder: Path) -> None:
@@ -175,6 +177,7 @@ def main() -> None:
         processor.save_pretrained(folder)
 
     write_whole(args.output_dir / "model", save)
+    lock.release()
 
 
 if __name__ == "__main__":

@@ -12,15 +12,17 @@ OUTPUT_DIR/curve.json: accuracy, the same with another task's condition, and the
 import argparse
 import copy
 import json
+import sys
 from enum import IntEnum
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
 from data import write_whole
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from output_folder import hold_folder, latest_checkpoint, save_checkpoint
 from tqdm.auto import tqdm
 from train_arguments import arguments
 from training_data import Data
@@ -101,16 +103,11 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, data: Data | None = None) -> None:
         self.args = args
-        args.output_dir.mkdir(parents=True, exist_ok=True)
         self.accelerator = Accelerator(
-            mixed_precision=args.mixed_precision,
-            log_with=args.report_to,
-            project_config=ProjectConfiguration(
-                project_dir=str(args.output_dir),
-                automatic_checkpoint_naming=True,
-                total_limit=args.checkpoints_total_limit,
-            ),
+            mixed_precision=args.mixed_precision, log_with=args.report_to, project_dir=str(args.output_dir)
         )
+        self.lock = hold_folder(args.output_dir, self.accelerator)
+        self.checkpoints = args.output_dir / "checkpoints"
         if args.task_loss_weight and args.task_loss_tasks < self.accelerator.num_processes:
             raise ValueError(f"--task_loss_tasks {args.task_loss_tasks} leaves a process without a task.")
         self.data = Data(args, self.accelerator.device) if data is None else data
@@ -147,9 +144,10 @@ class Run:
         )
 
     def resume(self, checkpoint: str) -> None:
-        self.accelerator.load_state(None if checkpoint == "latest" else checkpoint)
-        # else Accelerate would number its checkpoints from 0 again
-        self.accelerator.project_configuration.iteration = self.progress.step // self.args.checkpointing_steps
+        """Go on from a checkpoint's folder, or from the `"latest"`; a run that was killed before its first has none."""
+        folder = latest_checkpoint(self.checkpoints) if checkpoint == "latest" else Path(checkpoint)
+        if folder is not None:
+            self.accelerator.load_state(str(folder))
 
     def train(self) -> None:
         args, progress = self.args, self.progress
@@ -171,8 +169,10 @@ class Run:
             if progress.step % args.validation_steps == 0 or progress.step == args.max_train_steps:
                 self.keep_if_best()
             if progress.step % args.checkpointing_steps == 0:
-                self.accelerator.save_state()
+                number = progress.step // args.checkpointing_steps - 1
+                save_checkpoint(self.accelerator, self.checkpoints, number, args.checkpoints_total_limit)
         bar.close()
+        self.lock.release()
 
     def outer_step(self) -> tuple[float, float]:
         """One REPTILE step on tasks that are the same on any number of processes."""
@@ -280,8 +280,12 @@ class Run:
             write_whole(self.args.output_dir / "curve.json", lambda path: path.write_text(text))
 
 
-def main() -> None:
-    args = arguments(__doc__)
+def train(args: argparse.Namespace) -> None:
+    if not args.resume_from_checkpoint and latest_checkpoint(args.output_dir / "checkpoints"):
+        raise OSError(
+            f"{args.output_dir} holds checkpoints of an earlier run: go on with --resume_from_checkpoint latest, or "
+            "choose another --output_dir."
+        )
     run = Run(args)
     if args.resume_from_checkpoint:
         run.resume(args.resume_from_checkpoint)
@@ -295,6 +299,14 @@ def main() -> None:
         if args.push_to_hub:
             MCDiPipeline.from_pretrained(folder).push_to_hub(args.hub_model_id)
     run.accelerator.end_training()
+
+
+def main() -> None:
+    args = arguments(__doc__)
+    try:
+        train(args)
+    except OSError as error:  # a disk that is full or a folder that cannot be written is no bug of ours
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -21,8 +22,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 USER = "tester"
 TOKEN = "hf_fake"
+READER = "hf_reader"  # may see everything and change nothing
 # `datasets` frees its shards between preupload and commit, so their bytes have to arrive before the commit does.
 LFS_SUFFIXES = (".parquet",)
+
+STRINGS = ("library_name", "license", "pipeline_tag", "base_model", "base_model_relation")
+LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "other")
 
 REPO = r"/api/(?P<kind>models|datasets|spaces)/(?P<repo_id>[^/]+/[^/]+)"
 REVISION = r"(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+)"
@@ -34,6 +39,26 @@ class RawAnswer(NamedTuple):
     body: bytes
     status: int
     headers: dict[str, str]
+
+
+@dataclass
+class Fault:
+    """A connection that is lost once, at the first request whose method and path fit.
+
+    Attributes:
+        method (`str`): The request's.
+        part (`str`): What its path contains.
+        served (`bool`): Whether the Hub does what was asked, and only its answer is lost.
+        hold (`bool`, *optional*, defaults to `False`): Whether nothing more happens until `over` is set.
+        reached, over (`threading.Event`): Set by the Hub when the request is there; set by the test.
+    """
+
+    method: str
+    part: str
+    served: bool
+    hold: bool = False
+    reached: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
 
 
 class HubError(Exception):
@@ -57,14 +82,17 @@ class Request(NamedTuple):
     def kind(self) -> str:
         return self.groups.get("kind", "models").removesuffix("s")
 
-    def authorize(self) -> None:
+    def authorize(self, write: bool = False) -> None:
         """Whoever may not see a repository is told that there is none, as on the real Hub."""
-        if self.headers.get("authorization") != f"Bearer {TOKEN}":
+        token = self.headers.get("authorization", "").removeprefix("Bearer ")
+        if token not in (TOKEN, READER):
             raise HubError(401, "RepoNotFound")
+        if write and token == READER:
+            raise HubError(403, "Forbidden")
 
     def spec(self) -> tuple[str, str, dict[str, Any]]:
         """The kind and the id of a repository to create or delete, and all else that was said of it."""
-        self.authorize()
+        self.authorize(write=True)
         spec = json.loads(self.body)
         return spec.get("type", "model"), f"{spec['organization'] or USER}/{spec['name']}", spec
 
@@ -110,6 +138,24 @@ def object_id(path: str, blob: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(blob) + blob).hexdigest()
 
 
+def metadata_errors(content: str) -> list[str]:
+    """What the real Hub has against the metadata of a card, as far as these tests could meet it."""
+    import yaml  # huggingface_hub brings it
+
+    block = re.match(r"---\n(.*?)\n---\n", content, flags=re.DOTALL)
+    values = yaml.safe_load(block[1]) if block else {}
+    errors = [f'"{name}" must be a string' for name in STRINGS if not isinstance(values.get(name, ""), str)]
+    if values.get("license", "mit") not in LICENSES:
+        errors.append(f'"license" must be one of {sorted(LICENSES)}')
+    if values.get("base_model_relation", "adapter") not in ("adapter", "finetune", "merge", "quantized"):
+        errors.append('"base_model_relation" must be one of adapter, finetune, merge, quantized')
+    if not all(isinstance(tag, str) for tag in values.get("tags", [])):
+        errors.append('"tags" must be strings')
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", values.get("base_model", "a/b")):
+        errors.append(f'"base_model" with value "{values["base_model"]}" is not valid. Use a model id.')
+    return errors
+
+
 def file_entry(path: str, blob: bytes) -> dict[str, Any]:
     return {"type": "file", "path": path, "size": len(blob), "oid": object_id(path, blob)}
 
@@ -139,6 +185,7 @@ class FakeHub(ThreadingHTTPServer):
         self.repos: dict[tuple[str, str], Repository] = {}
         self.blobs: dict[str, bytes] = {}
         self.log: list[tuple[str, str]] = []
+        self.faults: list[Fault] = []
 
     def __enter__(self) -> Self:
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -150,7 +197,7 @@ class FakeHub(ThreadingHTTPServer):
 
     def clear(self) -> None:
         with self.lock:
-            for held in (self.repos, self.blobs, self.log):
+            for held in (self.repos, self.blobs, self.log, self.faults):
                 held.clear()
 
     def files(self, repo_id: str, kind: str = "model", ref: str = "main") -> dict[str, bytes]:
@@ -169,6 +216,15 @@ class FakeHub(ThreadingHTTPServer):
                     return endpoint(self, Request(groups, parse_qs(url.query), headers, body))
         raise HubError(404, "NoSuchEndpoint", endpoint=f"{method} {url.path}")
 
+    def fault(self, method: str, path: str) -> Fault | None:
+        """The fault that a request meets, which then is used up."""
+        with self.lock:
+            for one in self.faults:
+                if one.method == method and one.part in path:
+                    self.faults.remove(one)
+                    return one
+        return None
+
     def page(self, kind: str, repo_id: str) -> str:
         return f"{self.url}/{repo_id}" if kind == "model" else f"{self.url}/{kind}s/{repo_id}"
 
@@ -176,7 +232,7 @@ class FakeHub(ThreadingHTTPServer):
         """The repository, the commit and the files that a request names, if its sender may see (or change) them."""
         repo = self.repos.get((request.kind, request.groups["repo_id"]))
         if repo is None or repo.private or write:
-            request.authorize()
+            request.authorize(write)
         if repo is None:
             raise HubError(404, "RepoNotFound")
         commit = repo.resolve(request.groups.get("revision", "main"))
@@ -256,6 +312,8 @@ class FakeHub(ThreadingHTTPServer):
     # Writing files
     @route("POST", "/api/validate-yaml")
     def validate_card(self, request: Request) -> Any:
+        if errors := metadata_errors(json.loads(request.body)["content"]):
+            raise HubError(400, "InvalidMetadata", errors=[{"message": error} for error in errors])
         return {"errors": [], "warnings": []}
 
     @route("POST", f"{REPO}/preupload/{REVISION}")
@@ -331,6 +389,15 @@ class Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         headers = {name.lower(): text for name, text in self.headers.items()}
         body = self.rfile.read(int(headers.get("content-length", 0)))  # the clients do not send chunks
+        fault = self.server.fault(self.command, self.path)
+        if fault is not None:
+            self.close_connection = True
+            if fault.served:
+                self.server.dispatch(self.command, self.path, headers, body)
+            fault.reached.set()
+            if fault.hold:
+                fault.over.wait(timeout=60)
+            return
         try:
             answer = self.server.dispatch(self.command, self.path, headers, body)
         except HubError as error:

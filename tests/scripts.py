@@ -40,14 +40,36 @@ def call(*command: str | Path, **environment: str) -> str:
     return printed
 
 
+# A function for processes that are to be killed, as they have it in front of what they run.
+KILL_AT = """
+import os, signal, sys
+
+
+def kill_at(folder, number):
+    # SIGKILL right before the process changes something below a folder for the so many-th time
+    count = 0
+
+    def watch(event, values):
+        nonlocal count
+        writes = event == "open" and isinstance(values[2], int) and values[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            count += os.path.abspath(str(values[0])).startswith(folder)
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+"""
+
 # The imports take most of a start, so they are done once; then each script is the main module of a process of its own.
 RUN_EACH = """
-import json, os, resource, runpy, sys
+import json, resource, runpy
 import accelerate, datasets, mcdi_hf
-for limit, script, *arguments in json.loads(sys.argv[1]):
+for limit, kill, script, *arguments in json.loads(sys.argv[1]):
     if os.fork() == 0:
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        if kill is not None:
+            kill_at(*kill)
         sys.path[0], sys.argv = os.path.dirname(script), [script, *arguments]
         runpy.run_path(script, run_name="__main__")
         sys.exit()
@@ -58,15 +80,19 @@ for limit, script, *arguments in json.loads(sys.argv[1]):
 
 
 def run_each(
-    commands: dict[str, list[str | Path]], file_sizes: dict[str, int] | None = None
+    commands: dict[str, list[str | Path]],
+    file_sizes: dict[str, int] | None = None,
+    kills: dict[str, tuple[Path, int]] | None = None,
+    **environment: str,
 ) -> dict[str, tuple[int, str, str]]:
     """Run scripts with arguments one after another; name -> return code, what it printed, what it said on stderr.
 
-    A limit in `file_sizes` makes a longer file the same error as a full disk.
+    A limit in `file_sizes` makes a longer file the same error as a full disk. A folder and a number in `kills` kill the
+    process (code -9) right before it writes, makes, moves or deletes something in the folder for the so many-th time.
     """
-    limits = file_sizes or {}
-    rows = [[limits.get(name), *map(str, command)] for name, command in commands.items()]
-    process = start("-c", RUN_EACH, json.dumps(rows))
+    limits, kills = file_sizes or {}, {name: (str(folder), count) for name, (folder, count) in (kills or {}).items()}
+    rows = [[limits.get(name), kills.get(name), *map(str, command)] for name, command in commands.items()]
+    process = start("-c", KILL_AT + RUN_EACH, json.dumps(rows), **environment)
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     found = {}

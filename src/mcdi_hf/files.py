@@ -2,10 +2,14 @@
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from safetensors import SafetensorError
 
 
 MAX_JSON_BYTES = 64 * 2**20  # a layout of 50,000 tokens takes 5 MB
@@ -24,11 +28,47 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except OSError as error:
         with suppress(OSError):
             part.unlink()
-        message = (
-            f"Could not write {path}: {error.strerror}. What was written before is whole. Free space, or see to it "
-            "that the folder can be written, and run the same command again."
-        )
-        raise OSError(error.errno, message) from error
+        raise OSError(error.errno, could_not_write(path, error.strerror)) from error
+
+
+def could_not_write(path: Path, reason: str) -> str:
+    """What to say of a file or a folder that could not be written."""
+    return (
+        f"Could not write {path}: {reason}. What was written before is whole. Free space, or see to it "
+        "that the folder can be written, and run the same command again."
+    )
+
+
+def write_folder(folder: Path, write: Callable[[Path], object], last: str) -> None:
+    """Write files beside their folder, and move them in when all of them are on the disk.
+
+    A folder that a kill leaves is as it was, or whole, or has no file `last`.
+
+    Args:
+        folder (`Path`): Where they go; it is made if need be, and keeps its other files.
+        write (`Callable`): Writes the files into the folder that it is given.
+        last (`str`): The file that no loader goes without. It leaves the folder first and comes last.
+
+    Raises:
+        `OSError`: when the files cannot be written, for safetensors too, whose own error is none.
+    """
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))
+    try:
+        write(beside)
+        paths = sorted((path for path in beside.rglob("*") if path.is_file()), key=lambda path: path == beside / last)
+        for path in paths:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        (folder / last).unlink(missing_ok=True)
+        for path in paths:
+            place = folder / path.relative_to(beside)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+    except SafetensorError as error:
+        raise OSError(could_not_write(folder, str(error))) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -78,7 +78,12 @@ class AdapterLayout:
 
     @classmethod
     def from_model(
-        cls, model: nn.Module, lora_config: LoraConfig, head_name: str = "classifier", token_dim: int = 768
+        cls,
+        model: nn.Module,
+        lora_config: LoraConfig,
+        head_name: str | None = "classifier",
+        token_dim: int = 768,
+        feature_dim: int | None = None,
     ) -> "AdapterLayout":
         """Read the layout off a live backbone and a `LoraConfig`; PEFT itself says which tensors there are.
 
@@ -86,13 +91,21 @@ class AdapterLayout:
             model (`nn.Module`): The backbone. It is not changed, and none of its weights is copied.
             lora_config (`LoraConfig`): Any rank, `rank_pattern`, `alpha_pattern`, targets. The adapter has a head if
                 PEFT saves one: `task_type="SEQ_CLS"` or `modules_to_save` ask for it.
-            head_name (`str`, *optional*, defaults to `"classifier"`): The module that is the backbone's linear head.
+            head_name (`str`, *optional*, defaults to `"classifier"`): The module that is the backbone's linear head;
+                `None` for a model that has none, such as those of diffusers.
             token_dim (`int`, *optional*, defaults to 768): Width of a token.
+            feature_dim (`int`, *optional*): For a model without a head, the width of the features that a generator of
+                its adapters reads.
 
         Raises:
             `ValueError`: when the config adapts anything but linear modules, or adds tensors other than LoRA matrices
-                and the head.
+                and the head; when there is neither a head nor a `feature_dim`, or both.
         """
+        if (head_name is None) == (feature_dim is None):
+            raise ValueError(
+                f"head_name is {head_name!r} and feature_dim {feature_dim}: expected the one or the other, because a "
+                "head says its own width."
+            )
         empty = {
             id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), requires_grad=False)
             for tensor in model.parameters()
@@ -111,7 +124,8 @@ class AdapterLayout:
             )
         expected = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
         trained = any(key.startswith(f"{PREFIX}{head_name}.") for key in expected)
-        feature_dim = model.get_submodule(head_name).in_features
+        if head_name is not None:
+            feature_dim = model.get_submodule(head_name).in_features
         layout = cls(modules, head_name if trained else None, feature_dim, token_dim)
         if expected != set(layout.keys):
             raise ValueError(

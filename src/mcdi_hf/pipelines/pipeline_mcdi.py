@@ -26,9 +26,9 @@ from .inputs import (
 from .loading import CheckedLoadingMixin
 from .pipeline_output import MCDiPipelineOutput
 from .refinement import refine
-from .sampling import SamplingMixin, task_generators
+from .sampling import SamplingMixin, seed_of, task_generators
 from .selection import Choice, Folds, choose, frozen_adapters
-from .support import Support, SupportBatch
+from .support import Support, SupportBatch, is_text
 
 
 IMPRINT_FROM = ("mean", "generated")
@@ -198,6 +198,7 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
         # 2. Settle what is the same for all tasks
         ways = max(len(one) for one in supports)
         generators = task_generators(generator, len(supports))
+        seeds = [seed_of(one) if latents is None else None for one in generators]
         sample = partial(
             self.sample,
             num_inference_steps=num_inference_steps,
@@ -230,7 +231,7 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
                 else:
                     details = {"num_inference_steps": self._num_timesteps, "num_candidates": num_candidates}
                     details |= {"combine": combine, "refine_steps": refine_steps}
-                    adapters += self._as_adapters(tensors, own, details, choices)
+                    adapters += self._as_adapters(tensors, own, details, seeds[part], choices)
         if output_type != "peft":
             adapters = torch.cat(adapters)
         self.maybe_free_model_hooks()
@@ -249,7 +250,7 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
         batch = self._embed_batch(supports, len(supports[0]))
         tokens = self.codec.mean.new_zeros(1, self.codec.num_tokens(len(supports[0])), self.codec.layout.token_dim)
         details = {"num_inference_steps": 0, "num_candidates": 0, "combine": "free", "refine_steps": 0}
-        return self._as_adapters(self.complete(tokens, batch), supports, details)[0]
+        return self._as_adapters(self.complete(tokens, batch), supports, details, [None])[0]
 
     def complete(self, tokens: torch.Tensor, batch: SupportBatch) -> dict[str, torch.Tensor]:
         """Read adapters from sampled tokens, with the free part of their heads, if any, imprinted as the config says.
@@ -309,10 +310,13 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
             tensors = refine(self.stacked, tensors, batch, refine_steps, refine_learning_rate, words)
         return tensors
 
-    def _as_adapters(self, tensors, supports, details, choices: list[Choice] | None = None) -> list[GeneratedAdapter]:
+    def _as_adapters(
+        self, tensors, supports, details, seeds, choices: list[Choice] | None = None
+    ) -> list[GeneratedAdapter]:
         name = self.name_or_path
         if name is not None and Path(name).is_dir():
             name = Path(name).resolve().name  # a card should not tell where a folder lies
+        details = {"generator": name, "generator_revision": self.revision} | details
         tensors = {key: value.cpu() for key, value in tensors.items()}
         adapters = []
         for task, support in enumerate(supports):
@@ -331,7 +335,8 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
                     lora_config=self.codec.config.lora_config,
                     base_model=self.codec.config.base_model,
                     labels=list(support),
-                    details={"generator": name, "shots": shots} | details | scores,
+                    details=details | {"shots": shots, "seed": seeds[task]} | scores,
+                    support=support if is_text(support) else None,
                 )
             )
         return adapters

@@ -92,3 +92,9 @@ def task_generators(
     device = "cpu" if generator is None else generator.device
     seeds = torch.randint(2**62, (num_tasks,), generator=generator, device=device)
     return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+
+
+def seed_of(generator: torch.Generator) -> int | None:
+    """The seed of a generator that has drawn nothing yet. Another one cannot be made again from its seed."""
+    fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
+    return generator.initial_seed() if fresh.get_state().equal(generator.get_state()) else None

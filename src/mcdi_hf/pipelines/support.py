@@ -101,6 +101,11 @@ def as_support_sets(support: Support | list[Support], feature_dim: int) -> list[
     return checked
 
 
+def is_text(support: SupportSet) -> bool:
+    """Whether a support set is of texts or of pairs of them, which can be written down."""
+    return all(isinstance(example, str | tuple) for examples in support.values() for example in examples)
+
+
 def check_readable(supports: list[SupportSet], backbone: FrozenBackbone, num_views: int) -> None:
     """Refuse examples that the backbone does not read or that have no views, and labels that a language model cannot tell
     apart.

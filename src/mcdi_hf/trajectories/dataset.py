@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
 from ..adapters.layout import AdapterLayout
+from ..cached_datasets import load_cached_dataset
 from .description import differences, read_record
 from .folder import RECORD, TrajectoryFolder, trajectory_features
 
@@ -31,6 +32,7 @@ def load_trajectories(
     Raises:
         `ValueError`: when there is no trajectory data set, when tasks are missing in a folder or a file of it is
             damaged, or when the layout is another one; every difference is named.
+        `OSError`: when the cache of `datasets` cannot be written.
     """
     source = name_or_path
     if Path(name_or_path).is_dir():
@@ -52,7 +54,7 @@ def load_trajectories(
         if different:
             raise ValueError(f"The trajectories of {name_or_path} are of other adapters: {'; '.join(different)}.")
     try:
-        loaded = load_dataset(source, split="train", streaming=streaming)
+        loaded = load_cached_dataset(source, split="train", streaming=streaming)
     except DatasetGenerationError as error:
         raise ValueError(f"A shard of {name_or_path} is damaged: {error.__cause__}. Get it again.") from error
     if loaded.features != trajectory_features(own_layout, record["max_ways"]):
