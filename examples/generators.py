@@ -90,8 +90,7 @@ class Generator:
             values |= {"trajectories": self.folder / "trajectories", "validation_domains": self.validation_domains}
             args = arguments(self.name, as_arguments(values | {"seed": seed, "output_dir": folder}, self.name))
             run = train_mcdi.Run(args, data)
-            if (folder / "checkpoints").exists():
-                run.resume("latest")
+            run.resume("latest")
             run.train()
             return run.data
 
