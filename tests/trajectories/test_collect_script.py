@@ -71,8 +71,8 @@ def shards(folder: Path) -> dict[str, bytes]:
 
 
 def visible(folder: Path) -> dict[str, bytes]:
-    """Every file of a run but those that are marked as half."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".part"]
+    """Every file of a run but its lock and those that are marked as half."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".part" and path.name != ".lock"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -205,7 +205,7 @@ def test_a_disk_or_a_folder_that_cannot_be_written_is_one_clear_line(refused: tu
     for name, file in (("start", "shared_adapter.safetensors"), ("shard", "train-000000-000001.parquet")):
         line = said[name].splitlines()[-1]
         assert f"{file}: File too large" in line and "run the same command again" in line
-    assert list((root / "start").rglob("*")) == []
+    assert [path.name for path in (root / "start").rglob("*")] == [".lock"]
     assert shards(root / "shard") == {} and not list((root / "shard").rglob("*.part"))
     assert "MB left; the trajectories need" in said["huge"] and not (root / "huge").exists()
     assert "lower layers" in said["shard"] and "lower layers" not in said["huge"]  # refused before the work

@@ -1,0 +1,152 @@
+"""Runs of the scripts that are killed, that meet another run in their folder, whose disk is full, or that are two processes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from reliability import Reliability
+from safetensors.torch import load_file
+from scripts import DOMAINS, EXAMPLES, LAUNCH, Collected, call, run_each, start
+
+
+SETTINGS = "--dim 16 --num_layers 1 --shots 1 3 --train_batch_size 2 --tasks_per_step 2 --inner_steps 1"
+SETTINGS += " --max_train_steps 6 --lr_warmup_steps 2 --validation_steps 2 --checkpointing_steps 2"
+SETTINGS += " --checkpoints_total_limit 1 --num_validation_episodes 2 --validation_tasks 2x1"
+# Before which file operation a run is killed: as the pipeline, a first checkpoint and a second one are written, and as
+# an old checkpoint is deleted. `make reliability` tries more.
+SOME_KILLS = (46, 53, 64)
+ALL_KILLS = (2, 5, 20, 40, 44, 46, 48, 51, 53, 55, 60, 62, 63, 64, 67, 73, 75)
+SOME_LAUNCHES, ALL_LAUNCHES = 2, 20
+
+
+@pytest.fixture(scope="module")
+def command(collected: Collected) -> list:
+    """Meta-training, with everything but its output folder."""
+    options = ["--pretrained_model_name_or_path", collected.backbone]
+    options += ["--trajectories", collected.trajectories / "trajectories", "--validation_domains", DOMAINS[2]]
+    return [EXAMPLES / "train_mcdi.py", *options, *SETTINGS.split()]
+
+
+@pytest.fixture(scope="module")
+def thorough(request: pytest.FixtureRequest) -> bool:
+    return request.config.getoption("--reliability") is not None
+
+
+@pytest.fixture(scope="module")
+def straight(command: list, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What a run comes to that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("straight")
+    call(*command, "--output_dir", folder)
+    return made(folder)
+
+
+def made(folder: Path) -> dict:
+    """The pipeline, the curve, and the names and weights of the checkpoints."""
+    weights = {
+        str(path.relative_to(folder)): load_file(path)
+        for name in ("pipeline/*/*.safetensors", "checkpoints/*/model.safetensors")
+        for path in sorted(folder.glob(name))
+    }
+    index = (folder / "pipeline" / "model_index.json").read_text()
+    return {"weights": weights, "index": index, "curve": json.loads((folder / "curve.json").read_text())}
+
+
+def same(one: dict, two: dict, tolerance: float = 0.0) -> bool:
+    if one["weights"].keys() != two["weights"].keys() or (one["index"], one["curve"]) != (two["index"], two["curve"]):
+        return False
+    pairs = [(own[key], two["weights"][name][key]) for name, own in one["weights"].items() for key in own]
+    return all(torch.allclose(first, second, rtol=0, atol=tolerance) for first, second in pairs)
+
+
+def test_killed_runs_come_to_the_same_end(
+    command: list, straight: dict, thorough: bool, reliability: Reliability, tmp_path: Path
+) -> None:
+    numbers = ALL_KILLS if thorough else SOME_KILLS
+    folders = {str(number): tmp_path / str(number) for number in numbers}
+    run = {name: [*command, "--output_dir", folder] for name, folder in folders.items()}
+    kills = {name: (folder, int(name)) for name, folder in folders.items()}
+    ended = run_each(run, kills=kills)
+    assert {code for code, _, _ in ended.values()} == {-9}
+    for folder in folders.values():  # a state that was being written when the run was killed
+        for file in folder.glob("checkpoints/.part/*"):
+            file.write_bytes(file.read_bytes()[:100])
+    ended = run_each({name: [*one, "--resume_from_checkpoint", "latest"] for name, one in run.items()})
+    for name, folder in folders.items():
+        assert ended[name][0] == 0, ended[name][2][-2000:]
+        found, _ = reliability.attempt(
+            "meta-trainings after kill -9, resumed", lambda: made(folder), same=lambda one: same(one, straight)
+        )
+        assert same(found, straight), name
+
+
+def test_a_second_run_is_refused(
+    command: list, collected: Collected, reliability: Reliability, tmp_path: Path
+) -> None:
+    backbone = ["--pretrained_model_name_or_path", collected.backbone, "--dataset_name", collected.source]
+    collect = [EXAMPLES / "collect_trajectories.py", *backbone, "--group_column", "domain", "--ways", 2, 3]
+    collect += ["--train_domains", DOMAINS[0], "--num_tasks", 2, "--layers", 1, "--query_split", "validation"]
+    collect += ["--examples_per_class", 6, 6]
+    commands = {"train": [*command, "--output_dir", tmp_path], "collect": [*collect, "--output_dir", tmp_path]}
+    with FileLock(tmp_path / ".lock"):  # this process is the first run
+        ended = run_each(commands)
+        launched = start(*LAUNCH, "--num_processes", "2", *commands["train"])
+        said = {name: error for name, (_, _, error) in ended.items()} | {
+            "launch": launched.communicate(timeout=120)[1]
+        }
+    assert [code for code, _, _ in ended.values()] == [1, 1] and launched.returncode != 0
+    for name in said:
+
+        def refuse(text: str = said[name]) -> None:
+            raise OSError(next(line for line in text.splitlines() if line.startswith("error: ")))
+
+        message = f"error: Another run writes to {tmp_path}: wait for its end"
+        _, found = reliability.attempt("second runs in one folder", refuse, message)
+        assert found
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+
+
+def test_an_earlier_run_is_not_mixed_with_another(command: list, collected: Collected, tmp_path: Path) -> None:
+    shutil.copytree(collected.trajectories, tmp_path / "checkpoints" / "checkpoint_0")
+    ended = run_each({"again": [*command, "--output_dir", tmp_path]})["again"]
+    assert ended[0] == 1 and ended[2].splitlines()[-1].startswith(f"error: {tmp_path} holds checkpoints of an earlier")
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints"}
+
+
+def test_a_full_disk_is_one_clear_line(command: list, reliability: Reliability, tmp_path: Path) -> None:
+    # Fewer bytes than the copy of the trajectories in the cache takes, than the denoiser, and than a checkpoint's model.
+    limits = {"cache": 3000, "pipeline": 20_000, "checkpoint": 40_000}
+    wanted = {
+        "cache": f"to the cache of datasets in {tmp_path / 'cache'}: File too large",
+        "pipeline": f"{tmp_path / 'pipeline' / 'pipeline'}.part: Error while serializing",
+        "checkpoint": f"{tmp_path / 'checkpoint' / 'checkpoints' / 'checkpoint_0'}: Error while serializing",
+    }
+    commands = {name: [*command, "--output_dir", tmp_path / name] for name in limits}
+    ended = run_each(commands, limits, HF_DATASETS_CACHE=str(tmp_path / "cache"))
+    for name, (code, _, said) in ended.items():
+
+        def refuse(text: str = said) -> None:
+            raise OSError(text.splitlines()[-1])
+
+        _, found = reliability.attempt("full disks", refuse, wanted[name])
+        assert code == 1 and found.startswith("error: ") and "Traceback" not in said
+    assert not (tmp_path / "pipeline" / "pipeline").exists()
+    assert not list((tmp_path / "checkpoint" / "checkpoints").glob("checkpoint_*"))
+    assert (tmp_path / "checkpoint" / "pipeline" / "model_index.json").exists()
+
+
+def test_launches_of_two_processes_end(
+    command: list, straight: dict, thorough: bool, reliability: Reliability, tmp_path: Path
+) -> None:
+    for number in range(ALL_LAUNCHES if thorough else SOME_LAUNCHES):
+        folder = tmp_path / str(number)
+
+        def launch(folder: Path = folder) -> dict:
+            call(*LAUNCH, "--num_processes", "2", *command, "--output_dir", folder)  # 300 seconds at most
+            return made(folder)
+
+        found, _ = reliability.attempt("launches of two processes", launch, same=lambda one: same(one, straight, 1e-5))
+        assert same(found, straight, 1e-5)
+        assert len(list(folder.glob("checkpoints/*/random_states_*.pkl"))) == 2
