@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from benchmark_choices import Choices
 from benchmark_contest import Contest
-from benchmark_fold import Fold, Sizes
+from benchmark_fold import Fold, Sizes, shots_of
 from benchmark_measures import BETWEEN, TEST_SEED, measure, shown
 from benchmark_pictures import save_pictures
 from benchmark_report import family_page
@@ -180,6 +180,7 @@ def collected(sealed: Sealed, table: dict) -> dict:
                 memorisation.setdefault(name, []).extend(own)
         folds.add(line["plan"]["fold"])
     own = sealed.choices["shown"]
+    shots = shots_of(own["kind"])  # that of the validation task which was timed; its group has no test tasks
     chosen = {name: choice for name, choice in sealed.choices.items() if name != "shown"}
     return {
         "name": table["name"],
@@ -188,7 +189,7 @@ def collected(sealed: Sealed, table: dict) -> dict:
         "kinds": table["kinds"],
         "accuracy": {way: kinds for way, kinds in accuracy.items() if kinds},
         "seconds": own["seconds"],
-        "time_kind": own["kind"],
+        "time_kind": next(kind for kind in table["kinds"] if shots_of(kind) == shots),
         "choices": {name: choice_text(choice) for name, choice in chosen.items()},
         "memorisation": memorisation,
         "steps": own["steps"],

@@ -53,7 +53,7 @@ def test_every_way_is_measured_on_every_table(ended: tuple[Path, dict], family: 
             assert values and all(0 <= one <= 1 for one in values), way
         assert set(table["seconds"]) == set(table["accuracy"]) and min(table["seconds"].values()) > 0
         assert len(table["memorisation"]["generated to nearest training adapter"]) >= 3
-        assert table["title"] in printed
+        assert table["title"] in printed and table["time_kind"] in table["kinds"]
     for name in ("time", "steps", "shots", "chain"):
         picture = root / "results" / f"{family}_{name}.png"
         assert picture.exists() == (name != "shots"), picture  # the smoke size has one number of shots
