@@ -70,8 +70,9 @@ before it names what the classes are about. All ways of a table see the same tes
 SEALING = """\
 Whatever could be chosen was chosen on validation tasks, of the first fold where there are several: steps, learning rates,
 penalties, noise, pooling. Every rival may try at most four settings for each number of shots, on as many tasks; the generator
-chose its checkpoint and its strength among four, too. Then the choices are sealed: their fingerprint, together with that of the trained generators and of all sizes, is written down and nothing can be
-chosen any more. [`examples/benchmark_seal.py`](../examples/benchmark_seal.py) gives out test tasks only behind a closed
-seal, writes each line of results once with the seal's fingerprint, and refuses any run whose settings or choices differ.
-So test tasks are used once, and after every choice.
+chose its checkpoint and its strength among four, too. Then the choices are sealed: their fingerprint, together with that of
+the trained generators and of all sizes, is written down and nothing can be chosen any more.
+[`examples/benchmark_seal.py`](../examples/benchmark_seal.py) gives out test tasks only behind a closed seal, writes each line
+of results once with the seal's fingerprint, and refuses any run whose settings or choices differ. So test tasks are used once,
+and after every choice.
 """
