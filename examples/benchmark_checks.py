@@ -29,7 +29,9 @@ def check_results(results: dict) -> None:
         if missing := [key for key in NEEDED_OF_TABLE if key not in table]:
             raise ValueError(f"{place} has no {missing}: expected {NEEDED_OF_TABLE}.")
         if table["time_kind"] not in table["kinds"]:
-            raise ValueError(f"{place} was timed on {table['time_kind']!r}: expected one of its kinds {table['kinds']}.")
+            raise ValueError(
+                f"{place} was timed on {table['time_kind']!r}: expected one of its kinds {table['kinds']}."
+            )
         if missing := [name for name in MEMORISATION if not table["memorisation"].get(name)]:
             raise ValueError(f"{place} has no values of {missing} in its memorisation.")
         _check_ways(place, table)
