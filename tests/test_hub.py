@@ -50,6 +50,23 @@ def test_pipeline(hub: FakeHub, made: tuple, loader: type[DiffusionPipeline], cr
     torch.testing.assert_close(again.tensors, adapter.tensors, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("given", [{}, {"repo_id": "tester/named", "create_pr": True, "commit_message": "Mine"}])
+def test_a_pipeline_saved_and_pushed_at_once(hub: FakeHub, made: tuple, tmp_path: Path, given: dict) -> None:
+    made[0].save_pretrained(tmp_path / "pipe", push_to_hub=True, **given)
+    paths = [path for path in (tmp_path / "pipe").rglob("*") if path.is_file()]
+    saved = {str(path.relative_to(tmp_path / "pipe")): path.read_bytes() for path in paths}
+    pushed = hub.files(given.get("repo_id", PIPE), ref=revision_of("create_pr" in given))
+    assert saved.items() <= pushed.items() and pushed.keys() - saved.keys() == {"README.md", ".gitattributes"}
+
+
+def test_a_pipeline_tells_nobody_where_it_was(made: tuple, tmp_path: Path) -> None:
+    made[0].save_pretrained(tmp_path / "private")
+    MCDiPipeline.from_pretrained(tmp_path / "private").save_pretrained(tmp_path / "again")
+    for path in (tmp_path / "private").rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "again" / path.relative_to(tmp_path / "private")).read_bytes()
+
+
 def test_card_of_a_pipeline_is_kept(hub: FakeHub, made: tuple) -> None:
     ModelCard("---\nlicense: mit\n---\n# Mine").push_to_hub(HfApi().create_repo(PIPE).repo_id)
     made[0].push_to_hub(PIPE)

@@ -9,7 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save
 
 
 MAX_JSON_BYTES = 64 * 2**20  # a layout of 50,000 tokens takes 5 MB
@@ -69,6 +71,19 @@ def write_folder(folder: Path, write: Callable[[Path], object], last: str) -> No
         raise OSError(could_not_write(folder, str(error))) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def safetensors_bytes(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    """What safetensors writes, but with the metadata in order, which it leaves to chance: the same adapter is the same
+    file, and pushed again it is no new commit.
+    """
+    content = save(tensors, metadata)
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -95,6 +95,7 @@ def test_saved_config_and_metadata(made: tuple, tmp_path: Path) -> None:
     assert config["inference_mode"] and config["task_type"] == "SEQ_CLS" and config["peft_type"] == "LORA"
     with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["id2label"]) == {"0": "red", "1": "green", "2": "blue"}
+        assert file.metadata()["format"] == "pt"
         assert {key: file.get_tensor(key).tolist() for key in file.keys()} == {
             key: value.tolist() for key, value in adapter.tensors.items()
         }
@@ -168,6 +169,15 @@ def test_failed_save_leaves_things_as_they_were(made: tuple, tmp_path: Path) -> 
         broken.save_pretrained(tmp_path / "old")
     assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
     assert {path.name for path in tmp_path.iterdir()} == {"old"}
+
+
+def test_the_same_adapter_is_the_same_files(made: tuple, tmp_path: Path) -> None:
+    _, _, adapter = made
+    found = set()
+    for number in range(8):  # safetensors alone would order the metadata of some of them otherwise
+        adapter.save_pretrained(tmp_path / str(number) / "shelf")
+        found.add(tuple(path.read_bytes() for path in sorted((tmp_path / str(number) / "shelf").iterdir())))
+    assert len(found) == 1
 
 
 def test_saved_again_and_into_a_deep_folder(made: tuple, tmp_path: Path) -> None:

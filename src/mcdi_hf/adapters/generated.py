@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from safetensors.torch import save_file
 from torch import nn
 
-from ..files import write_folder
+from ..files import safetensors_bytes, write_folder
 from .card import adapter_card
 from .layout import PREFIX
 
@@ -185,9 +184,16 @@ class GeneratedAdapter:
             values = {f"{PREFIX}{name}": value for name, value in self.lora_config.items()}
             metadata[DIFFUSERS_METADATA] = json.dumps(values, sort_keys=True)
 
+        config = self.peft_config
+
         def write(beside: Path) -> None:
-            self.peft_config.save_pretrained(beside)
-            save_file(self.tensors, beside / "adapter_model.safetensors", metadata=metadata)
+            config.save_pretrained(beside)
+            # PEFT writes its sets in an order that is another in every process; see `safetensors_bytes`.
+            path = beside / "adapter_config.json"
+            values = json.loads(path.read_text())
+            values |= {key: sorted(value) for key, value in values.items() if isinstance(getattr(config, key, 0), set)}
+            path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+            (beside / "adapter_model.safetensors").write_bytes(safetensors_bytes(self.tensors, metadata))
             card.save(beside / "README.md")
 
         write_folder(folder, write, last="adapter_config.json")

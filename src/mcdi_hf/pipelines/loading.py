@@ -1,5 +1,6 @@
 """A pipeline that looks at a folder before it reads it, and writes one that is whole."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +11,7 @@ from ..files import write_folder
 from .checks import check_index, check_pipeline_folder
 
 
+PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "create_pr", "token")
 # What a look at the index has in common with the download of the rest.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
@@ -75,7 +77,7 @@ class CheckedLoadingMixin:
         """Save the pipeline, with everything that diffusers' own method takes.
 
         All files are made beside the folder and moved in when they are on the disk, `model_index.json` last: without it
-        no loader takes the folder for a pipeline.
+        no loader takes the folder for a pipeline. Saved again after loading it is the same files.
 
         Args:
             save_directory (`str` or `os.PathLike`):
@@ -83,8 +85,18 @@ class CheckedLoadingMixin:
             kwargs:
                 As in `DiffusionPipeline.save_pretrained`.
         """
-        folder = Path(save_directory)
-        if kwargs.get("push_to_hub"):
-            kwargs.setdefault("repo_id", folder.name)
-        save = super().save_pretrained
-        write_folder(folder, lambda beside: save(str(beside), **kwargs), last=self.config_name)
+        folder, save = Path(save_directory), super().save_pretrained
+        push = kwargs.pop("push_to_hub", False)
+        hub = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
+
+        def write(beside: Path) -> None:
+            save(str(beside), **kwargs)
+            for path in beside.rglob("*.json"):
+                values = json.loads(path.read_text())
+                if "_name_or_path" in values:  # where this pipeline was loaded from is nobody's business
+                    del values["_name_or_path"]
+                    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+        write_folder(folder, write, last=self.config_name)
+        if push:
+            self.push_to_hub(hub.pop("repo_id", folder.name), **hub, **kwargs)
