@@ -93,7 +93,7 @@ def run_each(
     limits, kills = file_sizes or {}, {name: (str(folder), count) for name, (folder, count) in (kills or {}).items()}
     rows = [[limits.get(name), kills.get(name), *map(str, command)] for name, command in commands.items()]
     process = start("-c", KILL_AT + RUN_EACH, json.dumps(rows), **environment)
-    printed, errors = process.communicate(timeout=300)
+    printed, errors = process.communicate(timeout=300 + 60 * len(rows))
     assert process.returncode == 0, errors
     found = {}
     for name, out, said in zip(commands, printed.split("\0"), errors.split("\0")):
