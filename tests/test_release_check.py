@@ -99,7 +99,7 @@ def test_figures_are_measured_again(place: Path, tmp_path: Path) -> None:
 
 
 WRONG = {
-    "license: mit\n": '"license" must be one of',
+    "license: mit\n": "must be one of",
     "peft, ": "its card has no tags ['peft']",
     "## Limits\n": "its card has no section 'Limits'",
     "train_mcdi.py": "its card names examples/train_mcdi_old.py, which is not there",
