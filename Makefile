@@ -7,16 +7,19 @@ SOURCES := examples src tests
 CHOOSE := Install Python 3.11 or newer, or name one: make PYTHON=python3.12 ...
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart release test reliability quality style clean environment
+.PHONY: help quickstart release release-check test reliability quality style clean environment
 
 help: ## Show the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 quickstart: $(INSTALLED) ## Generate a first adapter with the released pipeline
 	$(VENV)/bin/python examples/quickstart.py
 
 release: $(INSTALLED) ## Make model_cards/mcdi-minilm-intents anew: make release CLINC150=<folder or Hub id>
 	examples/release_minilm_intents.sh $(CLINC150)
+
+release-check: $(INSTALLED) ## Load each release, generate, check its card; measure it again with DATA=<folder of data sets>
+	$(VENV)/bin/python examples/release_check.py $(if $(DATA),--data_root $(DATA))
 
 test: quality ## Check the style and run the tests
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile

@@ -135,6 +135,16 @@ def test_loaded_model_knows_the_labels_and_is_ready_for_use(made: tuple) -> None
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_a_backbone_of_another_place_makes_no_warning(made: tuple) -> None:
+    _, backbone, adapter = made
+    named = dataclasses.replace(adapter, base_model=adapter.base_model | {"name_or_path": "tiny/bert"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model = named.load_into(backbone.classifier(num_labels=3))
+        named.load_into(model, adapter_name="other")
+    assert {config.base_model_name_or_path for config in model.peft_config.values()} == {"tiny/bert"}
+
+
 def test_load_into_refuses_other_models(made: tuple) -> None:
     _, backbone, adapter = made
     with pytest.raises(ValueError, match="2 labels, the adapter 3: load the model with num_labels=3"):
