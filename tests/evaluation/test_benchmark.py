@@ -15,7 +15,7 @@ from benchmark_ways import WAYS  # noqa: E402
 
 # Of every family what is unlike the others: texts and images, turned images, folds, a language model.
 TABLES = {
-    "few_shot": ["clinc150", "omniglot_attributes"],
+    "few_shot": ["omniglot_attributes"],
     "transfer": ["texts"],
     "domain": ["pacs"],
     "language": ["glue"],

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -109,7 +110,10 @@ def test_the_search_never_ends_above_where_it_starts_and_neither_batches_nor_rep
     for key, value in found.items():
         assert value.equal(again[key]) and not value.equal(other[key])
         torch.testing.assert_close(value, apart[key], rtol=1e-3, atol=1e-3)
-    assert threading.active_count() == threads  # nevergrad's own end with their searches
+    deadline = time.monotonic() + 10  # nevergrad's own threads end with their searches, soon after
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() <= threads
 
 
 def test_it_finds_the_one_adapter_that_was_trained_for_its_tasks(setting) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import FAMILIES, image_tasks, text_tasks
+from model_families import FAMILIES, image_tasks, text_tasks
 from torch.profiler import ProfilerActivity, profile
 
 from mcdi_hf import AdapterLayout, StackedLora, TrajectorySettings, collect_trajectories

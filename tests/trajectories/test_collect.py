@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from families import EXAMPLES, dinov2, llama_config, text_tasks, vit_config
+from model_families import EXAMPLES, dinov2, llama_config, text_tasks, vit_config
 from tiny import tiny_backbone, tiny_language_model, tiny_lora_config
 
 from mcdi_hf import AdapterLayout, StackedLora, TrajectorySettings, collect_trajectories, train_shared_adapter

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from families import EXAMPLES, FAMILIES, image_tasks, text_tasks
+from model_families import EXAMPLES, FAMILIES, image_tasks, text_tasks
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
 from mcdi_hf import AdapterLayout, FrozenBackbone, StackedLora, Task, TrajectorySettings, collect_trajectories
