@@ -18,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from config import as_arguments
 from data import inputs_of, load_table, sources_of, training_table, write_whole
 from reptile_rival import AdapterReptile
+from train_arguments import ABLATIONS
 from training_data import episodes
 
 from mcdi_hf import (
@@ -37,13 +39,6 @@ from mcdi_hf.trajectories.dataset import split_weights
 from mcdi_hf.trajectories.shared import imprint_scale_for, initial_adapter
 
 
-# Each is a setting of train_mcdi.py. On a single level the gradient is taken as it is, so its optimizer is Adam.
-SETTINGS = {
-    "Mc-Di": ["--objective", "mc"],
-    "Mv-Di": ["--objective", "mv"],
-    "Tw-Di": ["--objective", "tw"],
-    "single level (OCD)": ["--objective", "mv", "--inner_steps", "1", "--outer_optimizer", "adam"],
-}
 PAPER = {"REPTILE": 95.39, "single level (OCD)": 95.04, "Mv-Di": 96.65, "Tw-Di": 94.28, "Mc-Di": 97.34}
 
 
@@ -74,7 +69,12 @@ def train(args: argparse.Namespace, passed: list[str], name: str, seed: int) -> 
     folder = args.output_dir / f"{name.split()[0]}-{seed}"
     done = folder / "done"
     if not done.exists():
-        command = [sys.executable, Path(__file__).with_name("train_mcdi.py"), *passed, *SETTINGS[name]]
+        command = [
+            sys.executable,
+            Path(__file__).with_name("train_mcdi.py"),
+            *passed,
+            *as_arguments(ABLATIONS[name], name),
+        ]
         for key in ("pretrained_model_name_or_path", "trajectories", "dataset_name"):
             command += [f"--{key}", getattr(args, key)]
         if args.config:
@@ -200,7 +200,7 @@ def main() -> None:
         frozen, start = initial_adapter(test.layout), test.shared_start()
         results.measure("frozen, imprinted", seed, lambda: test.imprinted(frozen, seed))
         results.measure("shared start, imprinted", seed, lambda: test.imprinted(start, seed))
-        for name in SETTINGS:  # before REPTILE, so that an argument which train_mcdi.py refuses is refused soon
+        for name in ABLATIONS:  # before REPTILE, so that an argument which train_mcdi.py refuses is refused soon
             results.measure(name, seed, lambda: test.generated(train(args, passed, name, seed), seed))
         results.measure("REPTILE", seed, lambda: test.reptile(seed))
     print(f"{args.kind}, {args.episodes} test tasks for each of the seeds {args.seeds}")

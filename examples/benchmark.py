@@ -25,11 +25,12 @@ import torch
 from benchmark_choices import Choices
 from benchmark_contest import Contest
 from benchmark_fold import Fold, Sizes, shots_of
-from benchmark_measures import BETWEEN, TEST_SEED, measure, shown
+from benchmark_measures import TEST_SEED, measure, shown
 from benchmark_pictures import save_pictures
 from benchmark_report import family_page
 from benchmark_seal import Sealed
 from benchmark_smoke import smoke_family
+from benchmark_tables import BETWEEN
 from benchmark_ways import WAYS
 from data import write_whole
 from families import ROOT, fingerprint
@@ -87,7 +88,6 @@ class Benchmark:
 
     def results(self, tables: list[dict], missing: list[str]) -> dict:
         """What docs/results/FAMILY.json holds of tables, and the titles of those that were not measured yet."""
-        first = tables[0]
         stages = {}
         made = set()  # several tables may be about one generator, which was trained once
         for table in tables:
@@ -95,9 +95,7 @@ class Benchmark:
                 if stage in Clock.STAGES or table["generator"] not in made:
                     stages[stage] = stages.get(stage, 0.0) + seconds
             made.add(table.pop("generator"))
-        shown = {
-            name: [table.pop(name) for table in tables][0] | {"table": first["name"]} for name in ("steps", "chain")
-        }
+        shown = {name: [table.pop(name) for table in tables][0] for name in ("steps", "chain")}
         command = f"python examples/benchmark.py --family {self.name} --data_root DATA"
         if any(own[fold].backbone for own in self.generators.values() for fold in own):
             command += " --backbones_root BACKBONES"

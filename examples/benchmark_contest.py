@@ -142,24 +142,19 @@ class Contest:
         return torch.nn.functional.cosine_similarity(places[:, None], self.fold.places[None], dim=-1).argmax(dim=1)
 
     def nearest(self, tasks: list[Task]) -> dict[str, torch.Tensor]:
-        indices = self.indices(tasks).tolist()
-        keys = self.fold.codec.mean_adapter()
-        return {key: torch.cat([self.fold.adapters[index][key] for index in indices]) for key in keys}
-
-    def training_adapters(self) -> dict[str, torch.Tensor]:
-        keys = self.fold.codec.mean_adapter()
-        return {key: torch.cat([one[key] for one in self.fold.adapters]) for key in keys}
+        indices = self.indices(tasks)
+        return {key: value[indices] for key, value in self.fold.adapters.items()}
 
     def noised(self, tasks: list[Task], relative_scale: float, seed: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        return noised(self.nearest(tasks), self.training_adapters(), relative_scale, generator)
+        return noised(self.nearest(tasks), self.fold.adapters, relative_scale, generator)
 
     def sampled(self, count: int, seed: int) -> dict[str, torch.Tensor]:
-        return pca_samples(self.training_adapters(), count, None, torch.Generator().manual_seed(seed))
+        return pca_samples(self.fold.adapters, count, None, torch.Generator().manual_seed(seed))
 
     def mixed(self, tasks: list[Task], seed: int) -> list[float]:
-        adapters, scale = self.training_adapters(), self.fold.frozen_scale
-        sizes = min(LORAHUB_ADAPTERS, len(self.fold.adapters)), self.sizes.lorahub_evaluations
+        adapters, scale = self.fold.adapters, self.fold.frozen_scale
+        sizes = min(LORAHUB_ADAPTERS, len(self.fold.places)), self.sizes.lorahub_evaluations
         tensors = mixed_adapters(self.stacked, adapters, self.examples, tasks, scale, *sizes, seed)
         return adapter_accuracies(self.stacked, tensors, self.examples, tasks, scale)
 

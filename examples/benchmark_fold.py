@@ -10,18 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import inputs_of, installed_backbone, write_whole
-from families import Family
+from data import inputs_of, installed_backbone
+from families import Family, shared_adapter
 from generators import Generator
 from gradient_rival import GradientSettings
 from peft import LoraConfig
 from PIL import Image
 from reptile_rival import AdapterReptile
-from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
 from training_data import Split
 
-from mcdi_hf import EpisodeSampler, FrozenBackbone, MCDiPipeline, StackedLora, Task, train_shared_adapter
+from mcdi_hf import EpisodeSampler, FrozenBackbone, MCDiPipeline, StackedLora, Task
 from mcdi_hf.adapters.layout import AdapterLayout
 from mcdi_hf.trajectories.dataset import final_adapters
 from mcdi_hf.trajectories.shared import imprint_scale_for, initial_adapter
@@ -106,19 +104,19 @@ class Fold:
             own["backbone"] = str(generator.backbone.absolute())
         self.family = Family({**table, **own}, args)
         self.stacked, self.codec = self.family.stacked, self.family.codec
-        self.adapters = final_adapters(self.family.trajectories, self.codec.layout)
+        ends = final_adapters(self.family.trajectories, self.codec.layout)
+        self.adapters = {key: torch.cat([end[key] for end in ends]) for key in self.codec.layout.lora_shapes}
         train, rows = self.family.training()
         self.frozen_scale = imprint_scale_for(self.stacked, self.family.frozen, train)
-        # Where the training tasks lie: two examples a class.
-        picks = [[row for rows in own for row in rows[:2].tolist()] for own in self.family.trajectories["support"][:]]
-        rows_seen = torch.tensor(list(itertools.chain(*picks)))
-        features = self.stacked.features_of_all(self.codec.mean_adapter(), train, rows_seen)
-        self.places = torch.stack([own.mean(dim=0) for own in features.split([len(pick) for pick in picks])])
+        self.places = self.family.places(train)
         self.shared, self.reptile = {}, {}
         for seed in generator.seeds:
             ways = tuple(self.family.description["tasks"]["ways"])
             sampler = EpisodeSampler(rows, ways, (1, 5), 5, seed)
-            self.shared[seed] = self._shared(train, sampler, seed)
+            path = generator.folder / f"shared-{sizes.shared_steps}-{seed}.safetensors"
+            self.shared[seed] = shared_adapter(
+                path, self.stacked, train, sampler, sizes.shared_steps, seed, generator.name
+            )
             self.reptile[seed] = self._reptile(train, EpisodeSampler(rows, ways, (5, 5), 1, seed), seed)
         self._pipelines = {}
 
@@ -160,19 +158,6 @@ class Fold:
         features = self.stacked.features_of_all(self.codec.mean_adapter(), self.stacked.encode(inputs))
         rows = np.random.default_rng(0).integers(count, size=len(self.split(split).examples))
         return features[torch.from_numpy(rows)]
-
-    def _shared(self, train, sampler: EpisodeSampler, seed: int) -> tuple[dict[str, torch.Tensor], float]:
-        """One adapter trained on all training tasks, and the sharpness of its head."""
-        steps = self.sizes.shared_steps
-        path = self.generator.folder / f"shared-{steps}-{seed}.safetensors"
-        if not path.exists():
-            with tqdm(total=steps, desc=f"{self.generator.name}: shared adapter, seed {seed}") as bar:
-                tensors, scale = train_shared_adapter(
-                    self.stacked, train, sampler, steps, seed=seed, on_step=lambda *_: bar.update()
-                )
-            write_whole(path, lambda part: save_file({**tensors, "scale": torch.tensor(scale)}, part))
-        tensors = load_file(path)
-        return tensors, tensors.pop("scale").item()
 
     def _reptile(self, train, sampler: EpisodeSampler, seed: int) -> AdapterReptile:
         steps = self.sizes.reptile_steps

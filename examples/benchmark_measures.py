@@ -8,6 +8,7 @@ from benchmark_chain import accuracy_by_steps, generation_chain, rich_task
 from benchmark_contest import CANDIDATES, Contest
 from benchmark_fold import asked_once, seconds_of, settings_of, shots_of
 from benchmark_seal import Sealed
+from benchmark_tables import BETWEEN, NEW, NOISED_COPY, OVERLAP
 from benchmark_ways import GRADIENT, NOISED, SETFIT
 from tqdm.auto import tqdm
 
@@ -17,7 +18,6 @@ from mcdi_hf.evaluation.episodes import generated_tensors
 from mcdi_hf.evaluation.memorisation import error_overlap, weight_distances
 
 
-BETWEEN = "training adapter to nearest other"
 TEST_SEED = 1000  # of the episodes, plus the training seed
 
 
@@ -89,7 +89,7 @@ def seconds_by_way(contest: Contest, seed: int, shots: int, task: Task) -> dict[
 def memorised(contest: Contest, seed: int, tasks: list[Task]) -> dict[str, list]:
     """How far generated adapters are from training adapters, and how far these are from each other."""
     fold, stacked, layout = contest.fold, contest.stacked, contest.stacked.layout
-    training, pipe = contest.training_adapters(), fold.pipeline("Mc-Di", seed)
+    training, pipe = fold.adapters, fold.pipeline("Mc-Di", seed)
     noise = torch.Generator().manual_seed(seed)
     made = generated_tensors(
         pipe, contest.examples, contest.features, tasks, num_candidates=CANDIDATES, generator=noise
@@ -107,10 +107,10 @@ def memorised(contest: Contest, seed: int, tasks: list[Task]) -> dict[str, list]
     ]
     overlap = error_overlap(*right, episodes.query_labels >= 0)
     return {
-        "generated to nearest training adapter": rounded(weight_distances(layout, made, training).amin(dim=1)),
+        NEW: rounded(weight_distances(layout, made, training).amin(dim=1)),
         BETWEEN: rounded(between.amin(dim=1)),
-        "noised nearest to nearest training adapter": rounded(weight_distances(layout, noised, training).amin(dim=1)),
-        "overlap of errors with the nearest": [None if one is None else round(one, 4) for one in overlap],
+        NOISED_COPY: rounded(weight_distances(layout, noised, training).amin(dim=1)),
+        OVERLAP: [None if one is None else round(one, 4) for one in overlap],
     }
 
 

@@ -17,16 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import write_whole
-from families import ROOT, Family, fingerprint, read_families
+from families import ROOT, Family, fingerprint, read_families, shared_adapter
 from gradient_rival import GradientSettings, choose_settings, gradient_accuracies
-from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from mcdi_hf import EpisodeSampler, LabelledRows, Task, train_shared_adapter
+from mcdi_hf import EpisodeSampler, Task
 from mcdi_hf.evaluation.episodes import free_accuracies, generated_accuracies
 from mcdi_hf.evaluation.logistic import logistic_accuracies
-from mcdi_hf.layers import EncodedExamples
 from mcdi_hf.trajectories.dataset import final_adapters
 from mcdi_hf.trajectories.shared import imprint_scale_for
 
@@ -108,38 +105,18 @@ class Rivals:
         self.frozen_views = self.test.features_under(family.frozen) if several else None
         self.shared = {}  # seed -> features of the test examples and of their views, sharpness of the head
         for seed in self.args.seeds:
-            tensors = self._shared_adapter(train, rows, seed)
-            scale = tensors.pop("scale").item()
+            name = f"{family.name}-{family.made_from}-shared-{self.args.shared_steps}-{seed}"
+            path = self.args.output.with_suffix(f".{name}.safetensors")
+            sampler = EpisodeSampler(rows, tuple(family.description["tasks"]["ways"]), (1, 5), 5, seed)
+            tensors, scale = shared_adapter(path, stacked, train, sampler, self.args.shared_steps, seed, family.name)
             self.shared[seed] = self.plain(tensors), self.test.features_under(tensors), scale
-        picks = [
-            [row for rows in support for row in rows[:2].tolist()] for support in family.trajectories["support"][:]
-        ]
-        seen = stacked.features_of_all(family.codec.mean_adapter(), train, torch.tensor(sum(picks, [])))
-        self.places = torch.stack([own.mean(dim=0) for own in seen.split([len(pick) for pick in picks])])
+        self.places = family.places(train)
         self.adapters = final_adapters(family.trajectories, family.codec.layout)
         self.gradient = self._gradient_settings()
 
     def plain(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the head reads of the test examples, as they are, under one adapter."""
         return self.family.stacked.features_of_all(tensors, self.test.examples)
-
-    def _shared_adapter(self, train: EncodedExamples, rows: LabelledRows, seed: int) -> dict[str, torch.Tensor]:
-        """One adapter trained on all training tasks, with the sharpness of its head as `scale`."""
-        name = f"{self.family.name}-{self.family.made_from}-shared-{self.args.shared_steps}-{seed}"
-        path = self.args.output.with_suffix(f".{name}.safetensors")
-        if not path.exists():
-            sampler = EpisodeSampler(rows, tuple(self.family.description["tasks"]["ways"]), (1, 5), 5, seed)
-            with tqdm(total=self.args.shared_steps, desc=f"{self.family.name}: shared adapter, seed {seed}") as bar:
-                tensors, scale = train_shared_adapter(
-                    self.family.stacked,
-                    train,
-                    sampler,
-                    self.args.shared_steps,
-                    seed=seed,
-                    on_step=lambda *_: bar.update(),
-                )
-            write_whole(path, lambda part: save_file({**tensors, "scale": torch.tensor(scale)}, part))
-        return load_file(path)
 
     def _gradient_settings(self) -> dict[int, GradientSettings]:
         """Gradient LoRA's best settings from an imprinted head for each number of shots, on validation tasks."""

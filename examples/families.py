@@ -6,11 +6,22 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from data import Source, inputs_of, installed_backbone, load_table, training_table
+import torch
+from data import Source, inputs_of, installed_backbone, load_table, training_table, write_whole
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
 from training_data import Split, episodes
 
-from mcdi_hf import LabelledRows, MCDiPipeline, Task, load_trajectories
+from mcdi_hf import (
+    EpisodeSampler,
+    LabelledRows,
+    MCDiPipeline,
+    StackedLora,
+    Task,
+    load_trajectories,
+    train_shared_adapter,
+)
 from mcdi_hf.layers import EncodedExamples
 from mcdi_hf.trajectories.shared import initial_adapter
 
@@ -47,6 +58,26 @@ def moved(sources: list[dict], data_root: Path) -> list[dict]:
     """Sources whose data sets are below the data root, wherever they were."""
     names = [str(data_root / Path(one["dataset_name"]).name) for one in sources]
     return [one | {"dataset_name": name} for one, name in zip(sources, names)]
+
+
+def shared_adapter(
+    path: Path,
+    stacked: StackedLora,
+    train: EncodedExamples,
+    sampler: EpisodeSampler,
+    steps: int,
+    seed: int,
+    title: str,
+) -> tuple[dict[str, torch.Tensor], float]:
+    """One adapter trained on all training tasks and the sharpness of its head, kept in a file."""
+    if not path.exists():
+        with tqdm(total=steps, desc=f"{title}: shared adapter, seed {seed}") as bar:
+            tensors, scale = train_shared_adapter(
+                stacked, train, sampler, steps, seed=seed, on_step=lambda *_: bar.update()
+            )
+        write_whole(path, lambda part: save_file({**tensors, "scale": torch.tensor(scale)}, part))
+    tensors = load_file(path)
+    return tensors, tensors.pop("scale").item()
 
 
 def labelled(
@@ -120,3 +151,10 @@ class Family:
         table, spans = training_table(self.description)
         rows = LabelledRows(table, "label", "group", spans["train"], "domain")
         return self.stacked.encode(inputs_of(table), cache_dir=self.args.cache_dir), rows
+
+    def places(self, train: EncodedExamples) -> torch.Tensor:
+        """Where the training tasks lie, for the nearest of them: mean features of two examples a class, a row a task."""
+        picks = [[row for rows in own for row in rows[:2].tolist()] for own in self.trajectories["support"][:]]
+        seen = torch.tensor([row for pick in picks for row in pick])
+        features = self.stacked.features_of_all(self.codec.mean_adapter(), train, seen)
+        return torch.stack([own.mean(dim=0) for own in features.split([len(pick) for pick in picks])])

@@ -10,19 +10,10 @@ import train_mcdi
 from config import as_arguments
 from data import write_whole
 from families import ROOT
-from train_arguments import arguments
+from train_arguments import ABLATIONS, arguments
 from training_data import Data
 
 from mcdi_hf.trajectories.description import differences
-
-
-# Each is a setting of train_mcdi.py. On a single level the gradient is taken as it is, so its optimizer is Adam.
-OBJECTIVES = {
-    "Mc-Di": {"objective": "mc"},
-    "Mv-Di": {"objective": "mv"},
-    "Tw-Di": {"objective": "tw"},
-    "single level (OCD)": {"objective": "mv", "inner_steps": 1, "outer_optimizer": "adam"},
-}
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,7 @@ class Generator:
 
         def train(data: Data | None, objective: str, seed: int) -> Data:
             folder = self.pipeline(objective, seed).parent
-            values = self.training | OBJECTIVES[objective] | common
+            values = self.training | ABLATIONS[objective] | common
             values |= {"trajectories": self.folder / "trajectories", "validation_domains": self.validation_domains}
             args = arguments(self.name, as_arguments(values | {"seed": seed, "output_dir": folder}, self.name))
             run = train_mcdi.Run(args, data)
@@ -104,7 +95,7 @@ class Generator:
         return [
             (objective, seed)
             for seed in self.seeds
-            for objective in OBJECTIVES
+            for objective in ABLATIONS
             if objective == "Mc-Di" or seed in self.ablation_seeds
         ]
 

@@ -9,6 +9,15 @@ from mcdi_hf.pipelines.pipeline_mcdi import IMPRINT_FROM
 from mcdi_hf.training.objective import OBJECTIVES
 
 
+# Mc-Di and the paper's ablations. On a single level the gradient is taken as it is, so its optimizer is Adam.
+ABLATIONS = {
+    "Mc-Di": {"objective": "mc"},
+    "Mv-Di": {"objective": "mv"},
+    "Tw-Di": {"objective": "tw"},
+    "single level (OCD)": {"objective": "mv", "inner_steps": 1, "outer_optimizer": "adam"},
+}
+
+
 def arguments(description: str, given: list[str] | None = None) -> argparse.Namespace:
     """Those of the command line, or `given`, and of `--config`, refused here if they contradict each other."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

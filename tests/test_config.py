@@ -86,7 +86,7 @@ def test_the_configs_are_known_to_their_scripts(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize("path", sorted((CONFIGS / "benchmark").glob("*.json")), ids=lambda path: path.stem)
 def test_the_benchmarks_generators_are_known_to_their_scripts(path: Path) -> None:
     from collect_trajectories import arguments as collecting
-    from generators import OBJECTIVES
+    from train_arguments import ABLATIONS
     from train_arguments import arguments as training
 
     family = json.loads(path.read_text())
@@ -94,7 +94,7 @@ def test_the_benchmarks_generators_are_known_to_their_scripts(path: Path) -> Non
         values["trajectories"]["mixture"] = str(CONFIGS.parents[1] / values["trajectories"]["mixture"])
         assert Path(values["trajectories"]["mixture"]).exists()
         collecting(as_arguments(values["trajectories"] | {"output_dir": "run"}, path.stem))
-        for objective in OBJECTIVES.values():
+        for objective in ABLATIONS.values():
             own = family.get("training", {}) | values["training"] | objective
             own |= {"trajectories": "t", "validation_domains": ["d"], "output_dir": "run"}
             assert training("", as_arguments(own, path.stem)).objective == objective["objective"]
