@@ -16,7 +16,7 @@ from PIL import Image  # noqa: E402
 
 
 # Colours that the colour-blind can tell apart (Okabe and Ito).
-BLUE, SKY, GREEN, VERMILION, ORANGE, PURPLE = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00", "#CC79A7"
+BLUE, GREEN, VERMILION, ORANGE, PURPLE = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#CC79A7"
 GREY, BLACK = "#777777", "#000000"
 ACCURACY = "accuracy, % (bars: 95 % interval)"
 plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150})

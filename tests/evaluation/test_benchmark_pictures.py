@@ -12,7 +12,7 @@ from scripts import EXAMPLES
 sys.path.insert(0, str(EXAMPLES))
 
 from benchmark_pictures import COLUMNS, LOOKS, kind_text, panels_for, save_pictures, shot_series  # noqa: E402
-from benchmark_ways import CEILING, FROZEN, GENERATED, GRADIENT, MC_DI, RIVALS, SETFIT, SHARED, WAYS  # noqa: E402
+from benchmark_ways import CEILING, FROZEN, GRADIENT, MC_DI, ONE_DRAW, RIVALS, SETFIT, SHARED, WAYS  # noqa: E402
 from picture_style import plt, seconds_text, with_palette  # noqa: E402
 
 
@@ -74,7 +74,12 @@ def test_every_picture_is_drawn_in_the_colours_of_its_ways(tmp_path: Path) -> No
     written = save_pictures(results | {"steps": STEPS, "chain": CHAIN}, tmp_path / "images")
     names = ["time", "shots", "steps", "chain"]
     assert written == [tmp_path / "images" / f"tiny_{name}.png" for name in names]
-    shown = [[*RIVALS, *GENERATED], [FROZEN, SHARED, GRADIENT, MC_DI], [FROZEN, GRADIENT, MC_DI], [GRADIENT, MC_DI]]
+    shown = [
+        [*RIVALS, ONE_DRAW, MC_DI],
+        [FROZEN, SHARED, GRADIENT, MC_DI],
+        [FROZEN, GRADIENT, MC_DI],
+        [GRADIENT, MC_DI],
+    ]
     for path, ways in zip(written, shown):
         size, colours = colours_of(path)
         assert size[0] > 600 and size[1] > 450 and path.stat().st_size < 120_000
