@@ -96,12 +96,19 @@ def table_part(results: dict, table: dict) -> list[str]:
     ]
 
 
-def budget_part(results: dict) -> list[str]:
-    """How the family's time was spent."""
-    whole = sum(results["seconds"].values())
-    rows = [[stage, duration(spent), f"{100 * spent / whole:.0f} %"] for stage, spent in results["seconds"].items()]
-    table = markdown_table(["stage", "time", "share"], [*rows, ["all", duration(whole), ""]])
-    return ["## Where the time went", table, command_text(results)]
+def budget_part(families: list[dict]) -> list[str]:
+    """How the time of some families was spent, of all of them together if there are several."""
+    spent = {family_title(results["family"]): results["seconds"] for results in families}
+    if len(families) > 1:
+        spent["all"] = dict(sum(map(Counter, spent.values()), Counter()))
+    whole = {title: sum(seconds.values()) for title, seconds in spent.items()}
+    rows = []
+    for stage in families[0]["seconds"]:
+        own = {title: seconds[stage] for title, seconds in spent.items()}
+        share = 100 * list(own.values())[-1] / list(whole.values())[-1]
+        rows.append([stage, *map(duration, own.values()), f"{share:.0f} %"])
+    table = markdown_table(["stage", *spent, "share"], [*rows, ["all", *map(duration, whole.values()), ""]])
+    return ["## Where the time went", "Of one process.", table]
 
 
 def machine_text(results: dict) -> str:
@@ -136,7 +143,7 @@ def family_page(results: dict, pictures: Sequence[str] = ()) -> str:
     ]
     for table in results["tables"]:
         parts += table_part(results, table)
-    return "\n\n".join(parts + budget_part(results)) + "\n"
+    return "\n\n".join([*parts, *budget_part([results]), command_text(results)]) + "\n"
 
 
 def tally(families: list[dict], other: str) -> list[Counter]:
@@ -205,7 +212,7 @@ def results_page(families: list[dict], pictures: dict[str, list[str]]) -> str:
     ways = markdown_table(["way", "what it is"], [[way_text(way), ABOUT[way]] for way in WAYS])
     parts = ["# The benchmark", "## How to read it", READING.rstrip(), ways]
     parts += ["## How test tasks are kept apart", SEALING.rstrip()]
-    parts += summary_part(families)
+    parts += summary_part(families) + budget_part(families)
     for results in families:
         name = results["family"]
         parts += [f"## {family_title(name)}", machine_text(results), *missing_part(results)]

@@ -77,11 +77,16 @@ def grouped_rows(cells: Callable[[str], list[str]], leave_out: str | None = None
 
 
 def accuracy_table(table: dict) -> str:
-    """Mean accuracy of every way and kind, and its time to an adapter."""
+    """Mean accuracy of every way and kind, how many episodes it is of where Mc-Di has more, and its time to an adapter."""
+    every = {kind: sum(map(len, groups.values())) for kind, groups in table["accuracy"][MC_DI].items()}
+
+    def cell(groups: dict[str, list[float]], kind: str) -> str:
+        found = bootstrap_interval(groups)
+        return f"{percent(found)} ({found.count})" if found.count < every[kind] else percent(found)
 
     def cells(way: str) -> list[str]:
         kinds, seconds = table["accuracy"].get(way, {}), table["seconds"].get(way)
-        found = [percent(bootstrap_interval(kinds[kind])) if kind in kinds else MISSING for kind in table["kinds"]]
+        found = [cell(kinds[kind], kind) if kind in kinds else MISSING for kind in table["kinds"]]
         return [*found, MISSING if seconds is None else duration(seconds)]
 
     header = ["accuracy, %", *map(kind_text, table["kinds"]), "time"]

@@ -51,7 +51,9 @@ ABOUT = {
 
 READING = f"""\
 A row is a way to an adapter (or to a classifier without one), a column a kind of task: `5x1` is 5-way 1-shot, and a word
-before it names what the classes are about. All ways of a table see the same test tasks; slow ones see the first of them.
+before it names what the classes are about. All ways of a table see the same test tasks; slow ones see the first of them, and
+ablations those of the seeds that they were trained for. Behind such a mean stands the number of its episodes: it is of other
+tasks than the means without one, so it is not to be compared with them; the table of differences does that.
 
 * **Intervals**: `±` is half the width of a {100 * LEVEL:g} % interval over test episodes: percentiles of {RESAMPLES} bootstrap
   draws of the episodes of each trained generator, never across generators, since how far these lie apart is no noise of the
@@ -62,8 +64,7 @@ before it names what the classes are about. All ways of a table see the same tes
   {100 * (1 - LEVEL):.0f} % are called otherwise by chance.
 * **The best rival** of a kind is the one that is highest beside {MC_DI} on the episodes that both have; among rivals that saw
   all episodes it is the one with the highest mean. It is picked on the test episodes themselves, which flatters the rival:
-  nobody could have picked it beforehand. A mean over few episodes is not to be subtracted from one over many (the first
-  tasks may be the easier ones): only the paired difference compares them.
+  nobody could have picked it beforehand.
 * **Times** are from a task's examples to its adapter, one task at a time, medians; what was trained beforehand is not in them.
 """
 

@@ -116,9 +116,10 @@ def test_every_way_has_a_row_under_its_group_and_every_kind_a_column(table: dict
     expected = [name for group, ways in GROUPS.items() for name in (f"*{group}*", *ways)]
     assert [name.replace("**", "") for name in rows] == expected
     assert sorted(way for ways in GROUPS.values() for way in ways) == sorted(WAYS) == sorted(ABOUT)
-    assert rows[SETFIT] == ["90.0 ±?", "-", "-"]  # one episode; not run; not timed
-    assert rows[GRADIENT] == ["82.0 ±0.0", "82.0 ±0.0", "12.00 s"]
+    assert rows[SETFIT] == ["90.0 ±? (1)", "-", "-"]  # one episode; not run; not timed
+    assert rows[GRADIENT] == ["82.0 ±0.0 (4)", "82.0 ±0.0 (4)", "12.00 s"]
     assert rows["**Mc-Di**"][0].startswith("80.0 ±") and rows["**Mc-Di**"][2] == "50.0 ms"
+    assert "(" not in rows["**Mc-Di**"][0] + rows[FROZEN][0]
 
 
 def test_differences_are_of_the_episodes_that_both_have(table: dict) -> None:
@@ -241,6 +242,13 @@ def test_wins_ties_and_losses_are_counted_over_families() -> None:
     assert rows[SETFIT] == ["0 / 1 / 0", "0 / 2 / 0", "0 / 3 / 0"]
     assert rows[BEST][2] == "3 / 3 / 0" and set(WAYS) - {MC_DI} <= set(rows)
     page = results_page(families, {"few_shot": [], "domain": []})
+    header, rows = read(page[page.index("## Where the time went") : page.index("## Few-shot")])
+    assert header == ["stage", "Few-shot", "Domain", "all", "share"]
+    assert rows == {
+        "trajectories": ["15 min", "15 min", "30 min", "25 %"],
+        "test": ["45 min", "45 min", "90 min", "75 %"],
+        "all": ["60 min", "60 min", "2.0 h", ""],
+    }
     assert "Mc-Di is above in 3, tied in 3 and below in 0 of 6 kinds of task." in page
     assert read(tally_table([first]))[0] == ["Mc-Di against", "Few-shot"]
 
