@@ -37,6 +37,18 @@ def test_the_tokenizer_may_prefer_to_pad_on_the_left() -> None:
     assert found.hidden_states.equal(expected.hidden_states) and found.counts.equal(expected.counts)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_an_empty_text_has_a_token(causal: bool) -> None:
+    """A decoder's tokenizer adds no token of its own, and data sets do hold empty texts."""
+    backbone = tiny_language_model()
+    backbone.is_causal_lm = causal  # a classifier on a decoder has no prompt behind its texts
+    prompt = backbone.tokens(["a"])["input_ids"][0][1:]
+    (ids,) = backbone.tokens([""])["input_ids"]
+    assert ids == [backbone.processor.eos_token_id, *prompt] and bool(prompt) == causal
+    backbone.processor.bos_token = "[UNK]"
+    assert backbone.tokens([""])["input_ids"][0][0] == backbone.processor.bos_token_id
+
+
 def test_no_weight_of_a_backbone_is_trainable() -> None:
     backbone = tiny_backbone()
     upper = backbone.upper(["backbone.encoder.layer.1.attention.self.query"])

@@ -174,7 +174,8 @@ class FrozenBackbone:
 
         Args:
             examples (`list`): Texts, pairs of texts, [`TokenizedText`], or PIL images. For a language model a pair is two
-                lines, and the prompt for the label stands behind every text.
+                lines, and the prompt for the label stands behind every text. An empty text, to which a decoder's
+                tokenizer adds nothing, is its first special token alone, that of the beginning or else of the end.
         """
         if self.reads_images:
             images = [image.convert("RGB") for image in examples]
@@ -191,7 +192,11 @@ class FrozenBackbone:
         """One example as `room` tokens at most."""
         if not isinstance(example, TokenizedText):
             texts = example if isinstance(example, tuple) else (example,)
-            return self.processor(*texts, truncation=True, max_length=room)
+            tokens = self.processor(*texts, truncation=True, max_length=room)
+            if tokens["input_ids"]:
+                return tokens
+            # No token has no hidden state, and the mean of none is NaN.
+            return self.processor(self.processor.bos_token or self.processor.eos_token)
         tokens = {key: list(values) for key, values in example.inputs}
         ids, known = tokens["input_ids"], len(self.processor)
         if not 0 < len(ids) <= room or not 0 <= min(ids) <= max(ids) < known:
