@@ -31,13 +31,13 @@ from benchmark_report import family_page
 from benchmark_seal import Sealed
 from benchmark_smoke import smoke_family
 from benchmark_tables import BETWEEN
+from benchmark_texts import FAMILIES
 from benchmark_ways import WAYS
 from data import write_whole
 from families import ROOT, fingerprint
 from generators import generators_of
 
 
-FAMILIES = ("few_shot", "transfer", "domain", "language")
 CONFIGS = ROOT / "examples" / "configs" / "benchmark"
 PACKAGES = ("mcdi_hf", "torch", "transformers", "diffusers", "peft", "datasets", "setfit")
 

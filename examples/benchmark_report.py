@@ -31,7 +31,7 @@ from benchmark_tables import (
     verdict,
     way_text,
 )
-from benchmark_texts import ABOUT, READING, SEALING
+from benchmark_texts import ABOUT, FAMILIES, READING, SEALING
 from benchmark_ways import MC_DI, WAYS
 from data import write_whole
 from markdown_tables import duration, markdown_table
@@ -108,7 +108,7 @@ def budget_part(families: list[dict]) -> list[str]:
         share = 100 * list(own.values())[-1] / list(whole.values())[-1]
         rows.append([stage, *map(duration, own.values()), f"{share:.0f} %"])
     table = markdown_table(["stage", *spent, "share"], [*rows, ["all", *map(duration, whole.values()), ""]])
-    return ["## Where the time went", "Of one process.", table]
+    return ["## Where the time went", "Sums over processes of one thread; several at once share the cores.", table]
 
 
 def machine_text(results: dict) -> str:
@@ -116,10 +116,9 @@ def machine_text(results: dict) -> str:
     return f"{results['machine']}; {versions}. Seal `{results['seal']}`."
 
 
-def missing_part(results: dict) -> list[str]:
-    """What the family's file plans and nobody has measured yet."""
-    titles = "; ".join(results["missing"])
-    return [f"**Not measured yet:** {titles}."] if titles else []
+def not_measured(names: list[str]) -> list[str]:
+    """What is planned and nobody has measured yet."""
+    return [f"**Not measured yet:** {'; '.join(names)}."] if names else []
 
 
 def family_page(results: dict, pictures: Sequence[str] = ()) -> str:
@@ -138,7 +137,7 @@ def family_page(results: dict, pictures: Sequence[str] = ()) -> str:
         "[How to read this](../results.md), and what all families together say.",
         f"```bash\n{results['command']}\n```",
         machine_text(results),
-        *missing_part(results),
+        *not_measured(results["missing"]),
         *picture_links(pictures),
     ]
     for table in results["tables"]:
@@ -212,10 +211,12 @@ def results_page(families: list[dict], pictures: dict[str, list[str]]) -> str:
     ways = markdown_table(["way", "what it is"], [[way_text(way), ABOUT[way]] for way in WAYS])
     parts = ["# The benchmark", "## How to read it", READING.rstrip(), ways]
     parts += ["## How test tasks are kept apart", SEALING.rstrip()]
+    missing = set(FAMILIES) - {results["family"] for results in families}
+    parts += not_measured([f"the family {family!r}" for family in sorted(missing)])
     parts += summary_part(families) + budget_part(families)
     for results in families:
         name = results["family"]
-        parts += [f"## {family_title(name)}", machine_text(results), *missing_part(results)]
+        parts += [f"## {family_title(name)}", machine_text(results), *not_measured(results["missing"])]
         parts += picture_links(pictures[name], "results/")
         parts.append(
             f"All differences, deviations over seeds, choices, memorisation and the time spent: [results/{name}.md]"

@@ -26,6 +26,8 @@ from benchmark_ways import (
 from mcdi_hf.evaluation.statistics import LEVEL, RESAMPLES
 
 
+FAMILIES = ("few_shot", "transfer", "domain", "language")
+
 ABOUT = {
     FROZEN: "the backbone as it is, its head made of the means of the classes' examples",
     LOGISTIC: "logistic regression on the same features",
@@ -66,6 +68,7 @@ tasks than the means without one, so it is not to be compared with them; the tab
   all episodes it is the one with the highest mean. It is picked on the test episodes themselves, which flatters the rival:
   nobody could have picked it beforehand.
 * **Times** are from a task's examples to its adapter, one task at a time, medians; what was trained beforehand is not in them.
+  Other tables were measured beside, on the same two cores: a table's times are to be compared with each other only.
 """
 
 SEALING = """\
