@@ -212,8 +212,8 @@ def results_page(families: list[dict], pictures: dict[str, list[str]]) -> str:
     parts = ["# The benchmark", "## How to read it", READING.rstrip(), ways]
     parts += ["## How test tasks are kept apart", SEALING.rstrip()]
     missing = set(FAMILIES) - {results["family"] for results in families}
-    parts += not_measured([f"the family {family!r}" for family in sorted(missing)])
-    parts += summary_part(families) + budget_part(families)
+    parts += summary_part(families)
+    parts += not_measured([f"the family {family!r}" for family in sorted(missing)]) + budget_part(families)
     for results in families:
         name = results["family"]
         parts += [f"## {family_title(name)}", machine_text(results), *not_measured(results["missing"])]
