@@ -11,7 +11,7 @@ matplotlib.use("Agg")  # no window
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: E402
+from matplotlib.ticker import FuncFormatter  # noqa: E402
 from PIL import Image  # noqa: E402
 
 
@@ -28,9 +28,15 @@ def seconds_text(seconds: float, _: int) -> str:
 
 def seconds_axis(axes: Axes, label: str) -> None:
     """Make the horizontal axis one of times, of a millisecond and an hour alike."""
+
+    def minor_text(seconds: float, place: int) -> str:
+        low, high = axes.get_xlim()
+        # Between two powers of ten there is no other label; these lie evenly enough on the axis.
+        return seconds_text(seconds, place) if high < 10 * low and f"{seconds:.0e}"[0] in "2346" else ""
+
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(seconds_text))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_formatter(FuncFormatter(minor_text))
     axes.set_xlabel(label)
 
 
