@@ -13,7 +13,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 from benchmark_pictures import COLUMNS, LOOKS, kind_text, panels_for, save_pictures, shot_series  # noqa: E402
 from benchmark_ways import CEILING, FROZEN, GRADIENT, MC_DI, ONE_DRAW, RIVALS, SETFIT, SHARED, WAYS  # noqa: E402
-from picture_style import plt, seconds_text, with_palette  # noqa: E402
+from picture_style import plt, seconds_axis, seconds_text, with_palette  # noqa: E402
 
 
 def table(name: str, kinds: list[str], without: str | None = None) -> dict:
@@ -117,6 +117,26 @@ def test_panels_make_a_grid(count: int, shape: tuple[int, int]) -> None:
 def test_texts() -> None:
     assert kind_text("5x1") == "5-way 1-shot" and kind_text("sentiment:2x16") == "sentiment: 2-way 16-shot"
     assert [seconds_text(value, 0) for value in (0.001, 0.1, 1, 100)] == ["1 ms", "100 ms", "1 s", "100 s"]
+
+
+@pytest.mark.parametrize(
+    "low, high, labels",
+    [
+        (2.3, 6.2, ["3 s", "4 s", "6 s"]),
+        (0.21, 0.9, ["300 ms", "400 ms", "600 ms"]),
+        (0.5, 4.5, ["600 ms", "1 s", "2 s", "3 s", "4 s"]),
+        (0.05, 2, ["100 ms", "1 s"]),
+    ],
+)
+def test_an_axis_of_times_has_labels_however_short_it_is(low: float, high: float, labels: list[str]) -> None:
+    figure, axes = plt.subplots()
+    seconds_axis(axes, "time")
+    axes.set_xlim(low, high)
+    ticks = [*axes.xaxis.get_major_ticks(), *axes.xaxis.get_minor_ticks()]
+    figure.canvas.draw()
+    shown = sorted((tick.get_loc(), tick.label1.get_text()) for tick in ticks if low <= tick.get_loc() <= high)
+    plt.close(figure)
+    assert [text for _, text in shown if text] == labels
 
 
 def test_a_palette_keeps_areas_however_small_and_loses_but_gradients() -> None:
