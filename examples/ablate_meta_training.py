@@ -34,7 +34,7 @@ from mcdi_hf import (
     Task,
     load_trajectories,
 )
-from mcdi_hf.evaluation.episodes import free_accuracies, generated_accuracies
+from mcdi_hf.training.validation import free_accuracies, generated_accuracies
 from mcdi_hf.trajectories.dataset import split_weights
 from mcdi_hf.trajectories.shared import imprint_scale_for, initial_adapter
 

@@ -10,9 +10,9 @@ from training_data import episodes
 
 from mcdi_hf import StackedLora, Task, TrajectorySettings, collect_trajectories
 from mcdi_hf.adapters.head import class_means, imprint_head
-from mcdi_hf.episodes import Episodes
-from mcdi_hf.evaluation.episodes import free_accuracies, generated_accuracies
-from mcdi_hf.layers import EncodedExamples
+from mcdi_hf.data.episodes import Episodes
+from mcdi_hf.training.validation import free_accuracies, generated_accuracies
+from mcdi_hf.backbones.layers import EncodedExamples
 from mcdi_hf.pipelines.support import SupportBatch
 from mcdi_hf.trajectories.dataset import split_weights
 

@@ -9,7 +9,7 @@ from benchmark_fold import asked_once, best_of, gradient_grid, seconds_of, setti
 from benchmark_ways import FROZEN, GRADIENT, GRADIENT_TIME, LOGISTIC, NOISED, REPTILE
 
 from mcdi_hf import Task
-from mcdi_hf.evaluation.episodes import adapter_accuracies, free_accuracies
+from mcdi_hf.training.validation import adapter_accuracies, free_accuracies
 from mcdi_hf.evaluation.logistic import logistic_accuracies
 
 

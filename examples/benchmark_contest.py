@@ -35,7 +35,7 @@ from setfit_rival import SetFitRival
 
 from mcdi_hf import Task
 from mcdi_hf.evaluation.controls import noised, pca_samples
-from mcdi_hf.evaluation.episodes import adapter_accuracies, free_accuracies, generated_accuracies, support_texts
+from mcdi_hf.training.validation import adapter_accuracies, free_accuracies, generated_accuracies, support_texts
 from mcdi_hf.evaluation.logistic import logistic_accuracies
 
 

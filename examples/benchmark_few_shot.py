@@ -34,10 +34,10 @@ from mcdi_hf import (
 )
 from mcdi_hf.adapters.head import class_means, imprint_head
 from mcdi_hf.adapters.layout import AdapterLayout
-from mcdi_hf.episodes import rows_and_labels
-from mcdi_hf.evaluation.episodes import query_accuracy, support_texts
+from mcdi_hf.data.episodes import rows_and_labels
+from mcdi_hf.training.validation import query_accuracy, support_texts
 from mcdi_hf.evaluation.gradient import gradient_lora
-from mcdi_hf.layers import EncodedExamples
+from mcdi_hf.backbones.layers import EncodedExamples
 from mcdi_hf.trajectories.dataset import final_adapters
 from mcdi_hf.trajectories.shared import initial_adapter
 

@@ -13,8 +13,8 @@ from benchmark_ways import GRADIENT, NOISED, SETFIT
 from tqdm.auto import tqdm
 
 from mcdi_hf import Task
-from mcdi_hf.episodes import Episodes
-from mcdi_hf.evaluation.episodes import generated_tensors
+from mcdi_hf.data.episodes import Episodes
+from mcdi_hf.training.validation import generated_tensors
 from mcdi_hf.evaluation.memorisation import error_overlap, weight_distances
 
 

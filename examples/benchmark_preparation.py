@@ -28,7 +28,7 @@ from mcdi_hf import (
     TrajectorySettings,
     collect_trajectories,
 )
-from mcdi_hf.episodes import rows_and_labels
+from mcdi_hf.data.episodes import rows_and_labels
 from mcdi_hf.trajectories.collect import TaskStack
 from mcdi_hf.trajectories.dataset import split_weights
 from mcdi_hf.trajectories.shared import initial_adapter

@@ -22,7 +22,7 @@ from gradient_rival import GradientSettings, choose_settings, gradient_accuracie
 from tqdm.auto import tqdm
 
 from mcdi_hf import EpisodeSampler, Task
-from mcdi_hf.evaluation.episodes import free_accuracies, generated_accuracies
+from mcdi_hf.training.validation import free_accuracies, generated_accuracies
 from mcdi_hf.evaluation.logistic import logistic_accuracies
 from mcdi_hf.trajectories.dataset import final_adapters
 from mcdi_hf.trajectories.shared import imprint_scale_for

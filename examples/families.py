@@ -22,7 +22,7 @@ from mcdi_hf import (
     load_trajectories,
     train_shared_adapter,
 )
-from mcdi_hf.layers import EncodedExamples
+from mcdi_hf.backbones.layers import EncodedExamples
 from mcdi_hf.trajectories.shared import initial_adapter
 
 

@@ -11,9 +11,9 @@ from families import ROOT, labelled, load_pipeline, moved
 from training_data import episodes
 
 from mcdi_hf import GeneratedAdapter, LabelledRows, StackedLora, Task
-from mcdi_hf.episodes import Episodes
-from mcdi_hf.evaluation.episodes import support_texts
-from mcdi_hf.layers import EncodedExamples
+from mcdi_hf.data.episodes import Episodes
+from mcdi_hf.training.validation import support_texts
+from mcdi_hf.backbones.layers import EncodedExamples
 
 
 @dataclass

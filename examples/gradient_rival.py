@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from mcdi_hf import LabelledRows, StackedLora, Task, TrajectorySettings, collect_trajectories
-from mcdi_hf.layers import EncodedExamples
+from mcdi_hf.backbones.layers import EncodedExamples
 from mcdi_hf.trajectories.shared import initial_adapter
 
 

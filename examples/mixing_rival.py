@@ -6,8 +6,8 @@ import torch
 
 from mcdi_hf import StackedLora, Task
 from mcdi_hf.adapters.head import class_means, head_logits
-from mcdi_hf.episodes import Episodes
-from mcdi_hf.layers import EncodedExamples
+from mcdi_hf.data.episodes import Episodes
+from mcdi_hf.backbones.layers import EncodedExamples
 
 
 BOUND = 1.5  # coefficients lie between minus this and this

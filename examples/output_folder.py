@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from mcdi_hf.files import could_not_write
+from mcdi_hf.utils.files import could_not_write
 
 
 CHECKPOINT = re.compile(r"checkpoint_(\d+)")

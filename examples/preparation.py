@@ -31,9 +31,9 @@ from mcdi_hf import (
     package_versions,
     train_shared_adapter,
 )
-from mcdi_hf.files import write_file
-from mcdi_hf.tasks import check_disjoint
-from mcdi_hf.trajectories.augmentation import augmented_views
+from mcdi_hf.utils.files import write_file
+from mcdi_hf.data.tasks import check_disjoint
+from mcdi_hf.data.augmentation import augmented_views
 from mcdi_hf.trajectories.budget import bytes_per_task, stack_size_for
 from mcdi_hf.trajectories.collect import GAUGES
 from mcdi_hf.trajectories.description import differences

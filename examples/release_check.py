@@ -25,7 +25,7 @@ from PIL import Image
 from training_data import Split, episodes
 
 from mcdi_hf import MCDiPipeline
-from mcdi_hf.evaluation.episodes import generated_accuracies
+from mcdi_hf.training.validation import generated_accuracies
 
 
 TAGS = {"mcdi", "lora", "peft", "weight-generation"}

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from mcdi_hf import EpisodeSampler, StackedLora, Task, TrajectorySettings, collect_trajectories
-from mcdi_hf.layers import EncodedExamples
+from mcdi_hf.backbones.layers import EncodedExamples
 from mcdi_hf.trajectories.dataset import split_weights
 from mcdi_hf.trajectories.shared import initial_adapter
 

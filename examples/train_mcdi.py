@@ -28,12 +28,12 @@ from train_arguments import arguments
 from training_data import Data
 
 from mcdi_hf import LocalConsistencyScheduler, MCDiDenoiser, MCDiPipeline, TaskEncoder
-from mcdi_hf.evaluation.episodes import generated_accuracies
-from mcdi_hf.evaluation.health import health
+from mcdi_hf.training.validation import generated_accuracies
+from mcdi_hf.training.diagnostics import health
 from mcdi_hf.training.objective import OBJECTIVES, ConditionalDenoiser, local_consistency_loss
 from mcdi_hf.training.reptile import reptile_step
 from mcdi_hf.training.task_loss import TaskLoss
-from mcdi_hf.trajectories.augmentation import draw_views
+from mcdi_hf.data.augmentation import draw_views
 
 
 LARGEST_NORM = 100  # times that of the true weights: nothing comes back from there

@@ -10,9 +10,9 @@ from data import inputs_of, installed_backbone, load_table, sources_of, training
 from datasets import Dataset
 
 from mcdi_hf import AdapterCodec, EpisodeSampler, FrozenBackbone, LabelledRows, StackedLora, Task, load_trajectories
-from mcdi_hf.tasks import check_disjoint
-from mcdi_hf.training.conditions import TrajectoryBatches
-from mcdi_hf.trajectories.augmentation import augmented_views
+from mcdi_hf.data.tasks import check_disjoint
+from mcdi_hf.training.batches import TrajectoryBatches
+from mcdi_hf.data.augmentation import augmented_views
 from mcdi_hf.trajectories.dataset import final_adapters
 
 

@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from tiny import tiny_dataset, tiny_image_dataset
 
 from mcdi_hf import EpisodeSampler, LabelledRows
-from mcdi_hf.tasks import check_disjoint
+from mcdi_hf.data.tasks import check_disjoint
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

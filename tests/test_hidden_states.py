@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_backbone, tiny_image_backbone, tiny_image_dataset
 
 from mcdi_hf import FrozenBackbone
-from mcdi_hf.layers import EncodedExamples
+from mcdi_hf.backbones.layers import EncodedExamples
 
 
 TEXTS = ["a b c d e f", "x", "m n", "q r s t", "z y", ("a b", "c")]

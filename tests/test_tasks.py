@@ -6,7 +6,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from tiny import tiny_dataset, tiny_image_dataset
 
 from mcdi_hf import EpisodeSampler, LabelledRows, Task
-from mcdi_hf.tasks import check_disjoint, draw_shots, rotate_classes
+from mcdi_hf.data.tasks import check_disjoint, draw_shots, rotate_classes
 
 
 def tiny_reviews() -> Dataset:

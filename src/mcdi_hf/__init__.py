@@ -1,23 +1,23 @@
 """mcdi_hf: LoRA adapters without training, by local consistency diffusion."""
 
-import diffusers
-from diffusers import ModelMixin, SchedulerMixin  # noqa: F401  (diffusers looks the base classes up in this namespace)
-from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+# diffusers looks the base classes of components up in this namespace.
+from diffusers import ModelMixin, SchedulerMixin  # noqa: F401
 
+from ._registration import register
 from .adapters.codec import AdapterCodec
 from .adapters.generated import GeneratedAdapter
 from .adapters.layout import AdapterLayout
-from .adapters.mixed import MixedAdapters, MixedAdaptersOutput
-from .adapters.slot import AdapterSlot
 from .adapters.stacked import StackedLora
-from .backbones import FrozenBackbone
+from .backbones.frozen import FrozenBackbone
+from .backbones.mean_pooled import MeanPooledConfig, MeanPooledForSequenceClassification
+from .data.tasks import EpisodeSampler, LabelledRows, Task, rotate_classes
 from .models.denoiser import MCDiDenoiser
-from .models.mean_pooled import MeanPooledConfig, MeanPooledForSequenceClassification
 from .models.task_encoder import TaskEncoder
 from .pipelines.pipeline_mcdi import MCDiPipeline
 from .pipelines.pipeline_output import MCDiPipelineOutput
 from .schedulers.scheduling_local_consistency import LocalConsistencyScheduler
-from .tasks import EpisodeSampler, LabelledRows, Task, rotate_classes
+from .serving.mixed import MixedAdapters, MixedAdaptersOutput
+from .serving.slot import AdapterSlot
 from .trajectories.collect import TrajectorySettings, collect_trajectories
 from .trajectories.dataset import load_trajectories
 from .trajectories.description import package_versions
@@ -56,8 +56,4 @@ __all__ = [
     "train_shared_adapter",
 ]
 
-# Saved pipelines then name their components as ["mcdi_hf", "MCDiDenoiser"], whatever file the class lives in, and load
-# from the Hub; `DiffusionPipeline.from_pretrained` finds the pipeline, and `scheduler.compatibles` the scheduler.
-LOADABLE_CLASSES["mcdi_hf"] = LOADABLE_CLASSES["diffusers"]
-diffusers.MCDiPipeline = MCDiPipeline
-diffusers.LocalConsistencyScheduler = LocalConsistencyScheduler
+register(MCDiPipeline, LocalConsistencyScheduler)

@@ -5,7 +5,7 @@ import torch
 from tiny import pipeline_for, random_adapters, tiny_backbone, tiny_language_pipeline, tiny_lora_config
 
 from mcdi_hf import Task
-from mcdi_hf.evaluation.episodes import adapter_accuracies, free_accuracies, query_accuracy
+from mcdi_hf.training.validation import adapter_accuracies, free_accuracies, query_accuracy
 
 
 TEXTS = ["a b", "c a d e", "b c", "x y w", "z y", "a x", "y b k l m", "z c", "q", "r q s", "t", "u v t"]

@@ -11,7 +11,7 @@ from scripts import DOMAINS, EXAMPLES, Collected
 from tiny import assert_close, pipeline_for, seeded, tiny_lora_config
 
 from mcdi_hf import FrozenBackbone, MCDiPipeline, Task
-from mcdi_hf.evaluation.episodes import free_accuracies, generated_accuracies
+from mcdi_hf.training.validation import free_accuracies, generated_accuracies
 from mcdi_hf.trajectories.dataset import split_weights
 from mcdi_hf.trajectories.shared import initial_adapter
 

@@ -5,7 +5,7 @@ from PIL import Image
 from tiny import tiny_backbone, tiny_image_backbone, tiny_language_pipeline, tiny_lora_config, tiny_pipeline
 
 from mcdi_hf import StackedLora, Task
-from mcdi_hf.evaluation.episodes import generated_accuracies, query_accuracy
+from mcdi_hf.training.validation import generated_accuracies, query_accuracy
 from mcdi_hf.evaluation.gradient import frozen_features, gradient_lora
 
 

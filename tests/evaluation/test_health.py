@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_pipeline
 
 from mcdi_hf import LocalConsistencyScheduler, MCDiPipeline
-from mcdi_hf.evaluation.health import health
+from mcdi_hf.training.diagnostics import health
 from mcdi_hf.training.objective import TrainingBatch
 
 

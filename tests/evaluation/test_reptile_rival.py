@@ -17,7 +17,7 @@ from mcdi_hf import (
     TrajectorySettings,
     collect_trajectories,
 )
-from mcdi_hf.layers import EncodedExamples
+from mcdi_hf.backbones.layers import EncodedExamples
 from mcdi_hf.trajectories.dataset import split_weights
 from mcdi_hf.trajectories.shared import initial_adapter
 

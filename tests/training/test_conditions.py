@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_backbone, tiny_language_model, tiny_lora_config
 
 from mcdi_hf import AdapterCodec
-from mcdi_hf.training.conditions import TrajectoryBatches
+from mcdi_hf.training.batches import TrajectoryBatches
 from mcdi_hf.trajectories.dataset import final_adapters, load_trajectories, split_weights
 from mcdi_hf.trajectories.folder import TrajectoryFolder
 

@@ -15,7 +15,7 @@ from mcdi_hf import (
     TaskEncoder,
 )
 from mcdi_hf.adapters.head import class_means, imprint_head
-from mcdi_hf.episodes import rows_and_labels
+from mcdi_hf.data.episodes import rows_and_labels
 from mcdi_hf.training.objective import ConditionalDenoiser
 from mcdi_hf.training.task_loss import TaskLoss
 

@@ -4,7 +4,7 @@ from PIL import Image
 
 from mcdi_hf import Task
 from mcdi_hf.trajectories import augmentation
-from mcdi_hf.trajectories.augmentation import augmented_views, draw_views, random_affine, word_dropout
+from mcdi_hf.data.augmentation import augmented_views, draw_views, random_affine, word_dropout
 
 
 def blob(mode: str = "L") -> Image.Image:

@@ -11,7 +11,7 @@ from tiny import tiny_backbone, tiny_language_model, tiny_lora_config
 from mcdi_hf import AdapterLayout, StackedLora, TrajectorySettings, collect_trajectories, train_shared_adapter
 from mcdi_hf.adapters.gauge import canonical_factors
 from mcdi_hf.evaluation.gradient import frozen_features
-from mcdi_hf.trajectories.augmentation import augmented_views
+from mcdi_hf.data.augmentation import augmented_views
 from mcdi_hf.trajectories.dataset import split_weights
 from mcdi_hf.trajectories.shared import initial_adapter
 

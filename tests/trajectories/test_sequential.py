@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
 from mcdi_hf import AdapterLayout, FrozenBackbone, StackedLora, Task, TrajectorySettings, collect_trajectories
 from mcdi_hf.adapters.head import class_means, imprint_head
-from mcdi_hf.episodes import rows_and_labels
+from mcdi_hf.data.episodes import rows_and_labels
 from mcdi_hf.trajectories.dataset import split_weights
 from mcdi_hf.trajectories.shared import initial_adapter
 

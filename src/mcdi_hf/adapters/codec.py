@@ -7,8 +7,11 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from peft import LoraConfig
 
-from ..backbones import FrozenBackbone
+from ..backbones.frozen import FrozenBackbone
+from ..data.episodes import SupportBatch
+from .head import class_means, imprint_head
 from .layout import AdapterLayout
+from .stacked import StackedLora
 
 
 class AdapterCodec(ModelMixin, ConfigMixin):
@@ -83,7 +86,8 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         return self.num_lora_tokens + (ways if self.layout.head_keys else 0)
 
     def check_backbone(self, backbone: FrozenBackbone) -> None:
-        """Refuse a backbone other than the one that the adapters are for, naming both."""
+        """Refuse a backbone other than the one that the adapters are for, naming both, and a LoRA config that does not make
+        the layout."""
         wanted, found = self.config.base_model, backbone.fingerprint
         if (wanted["fingerprint"], wanted["pooling"]) != (found, backbone.pooling):
             raise ValueError(
@@ -92,6 +96,7 @@ class AdapterCodec(ModelMixin, ConfigMixin):
                 f"(revision {backbone.revision}, weights {found}, pooling {backbone.pooling!r}). Load the "
                 "backbone and the revision that the generator was trained for."
             )
+        self.layout.check_lora_config(backbone.model, self.config.lora_config, backbone.head_name)
 
     def fit_matrices(self, adapters: list[dict[str, torch.Tensor]]) -> None:
         """Take the mean adapter of the training tasks, and one scale of the residual for each LoRA matrix.
@@ -184,6 +189,28 @@ class AdapterCodec(ModelMixin, ConfigMixin):
     def decode_matrices(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         """Read the LoRA matrices only: key -> `(adapters, *shape)`, from tokens with or without those of a head."""
         return self._join(tokens[:, : self.num_lora_tokens].to(self.mean.dtype) * self.std + self.mean)
+
+    def complete(
+        self, tokens: torch.Tensor, support: SupportBatch, stacked: StackedLora | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Read whole adapters from tokens: their heads, if they have any, are residual to one imprinted from the support.
+
+        Args:
+            tokens (`torch.Tensor` of shape `(adapters, num_tokens(classes), token_dim)`): The tokens.
+            support ([`SupportBatch`]): The support set of each, with features, or with examples for `stacked`.
+            stacked ([`StackedLora`], *optional*): With it the heads are imprinted from what each adapter makes of its
+                support, in a pass of their own; without it from the features under the mean adapter.
+
+        Returns:
+            Key on disk -> `torch.Tensor` of shape `(adapters, *shape)`.
+        """
+        if not self.layout.head_keys:
+            return self.decode(tokens)
+        scale = self.config.imprint_scale
+        if stacked is not None:
+            return self.decode(tokens, stacked.free_heads(support, scale, self.decode_matrices(tokens)))
+        means = class_means(support.features, support.labels, support.class_mask.shape[1]).to(self.mean.dtype)
+        return self.decode(tokens, imprint_head(means, scale, support.class_mask))
 
     def mean_adapter(self, count: int = 1) -> dict[str, torch.Tensor]:
         """The LoRA matrices of the mean adapter, `count` times: key -> `(count, *shape)`, without a head."""

@@ -11,31 +11,49 @@ from huggingface_hub import HfApi, ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import nn
 
-from ..files import safetensors_bytes, write_folder
+from ..utils.files import safetensors_bytes, write_folder
 from .card import adapter_card
-from .layout import PREFIX
 
 
-DIFFUSERS_METADATA = "lora_adapter_metadata"
+@dataclass(frozen=True)
+class GenerationDetails:
+    """How an adapter was made.
+
+    Attributes:
+        shots (`list[int]`): Examples of each class.
+        generator (`str`, *optional*): The pipeline's name or Hub id.
+        generator_revision (`str`, *optional*): Its commit, if it is of the Hub.
+        seed (`int`, *optional*): Of its stream of noise: a list of one generator of this seed makes it again.
+        num_inference_steps (`int`, *optional*): Steps of the sampler.
+        num_candidates (`int`, *optional*): How many were drawn; the adapter is their mean unless one was chosen.
+        refine_steps (`int`, *optional*, defaults to 0): Gradient steps on the support after it was generated.
+        chosen (`str`, *optional*): The option that was selected, if one was.
+        support_losses (`dict[str, float]`, *optional*): Of all options the mean cross-entropy that was gone by.
+        folds (`int`, *optional*): Over so many folds; 1 is on the support itself.
+    """
+
+    shots: list[int]
+    generator: str | None = None
+    generator_revision: str | None = None
+    seed: int | None = None
+    num_inference_steps: int | None = None
+    num_candidates: int | None = None
+    refine_steps: int = 0
+    chosen: str | None = None
+    support_losses: dict[str, float] | None = None
+    folds: int | None = None
 
 
 @dataclass
 class GeneratedAdapter:
     """One LoRA adapter with a classification head, or for a causal language model without: words are its head.
 
-    The adapter may be for a model of diffusers, too, without labels.
-
     Attributes:
         tensors (`dict[str, torch.Tensor]`): Key as in PEFT's files -> tensor.
         lora_config (`dict`): `LoraConfig.to_dict()`.
-        base_model (`dict`): `name_or_path`, `revision`, `fingerprint`, `pooling` and `model_class` of the backbone;
-            the pooling is `None` for a model of diffusers.
+        base_model (`dict`): `name_or_path`, `revision`, `fingerprint`, `pooling` and `model_class` of the backbone.
         labels (`list[str]`): The class names, in the order of the logits.
-        details (`dict`): How it was made: `generator` and `generator_revision` (the commit, if it is of the Hub),
-            `shots`, `seed` (of its stream of noise: a list of one generator of this seed makes it again),
-            `num_inference_steps`, `num_candidates`, `combine`, `refine_steps`; if it was selected, `chosen` (the
-            option), `support_loss` (its mean cross-entropy), and of all options `support_losses`, over so many `folds`
-            (1: on the support itself). What is `None` or not there is a dash on the card; `shots` must be there.
+        details ([`GenerationDetails`]): How it was made.
         support (`dict[str, list]`, *optional*): Label -> texts or pairs of texts that it was generated from. They are
             written nowhere unless asked for.
     """
@@ -44,7 +62,7 @@ class GeneratedAdapter:
     lora_config: dict
     base_model: dict
     labels: list[str]
-    details: dict
+    details: GenerationDetails
     support: dict[str, list] | None = field(default=None, repr=False)
 
     @property
@@ -58,10 +76,10 @@ class GeneratedAdapter:
 
     @property
     def kind(self) -> str:
-        """What the adapter is used by: the backbone's pooling for texts, `"images"`, or `"diffusers"`."""
+        """What the adapter is used by: the backbone's pooling for texts, or `"images"`."""
         if self.base_model["model_class"].endswith("ForImageClassification"):
             return "images"
-        return self.base_model["pooling"] or "diffusers"
+        return self.base_model["pooling"]
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -71,9 +89,9 @@ class GeneratedAdapter:
         """Put the adapter into a live model, without a file.
 
         Args:
-            model (`PreTrainedModel`, `diffusers.ModelMixin` or `PeftModel`):
-                The backbone's classifier with as many labels as the adapter, the causal language model, or the model of
-                diffusers. A `PeftModel` gets one more adapter.
+            model (`PreTrainedModel` or `PeftModel`):
+                The backbone's classifier with as many labels as the adapter, or the causal language model. A `PeftModel`
+                gets one more adapter.
             adapter_name (`str`, *optional*, defaults to `"default"`):
                 The name that PEFT knows the adapter by.
 
@@ -89,8 +107,7 @@ class GeneratedAdapter:
             raise ValueError(
                 f"The adapter is for a {self.base_model['model_class']}, the model is a {type(inner).__name__}."
             )
-        has_head = self.kind not in ("last_token", "diffusers")
-        if has_head and inner.config.num_labels != len(self.labels):
+        if self.kind != "last_token" and inner.config.num_labels != len(self.labels):
             raise ValueError(
                 f"The model has {inner.config.num_labels} labels, the adapter {len(self.labels)}: load the model with "
                 f"num_labels={len(self.labels)}."
@@ -111,11 +128,7 @@ class GeneratedAdapter:
                 f"The adapter does not fit the model: missing {missing}, unexpected {result.unexpected_keys}."
             )
         model.set_adapter(adapter_name, inference_mode=True)
-        if self.labels:
-            inner.config.id2label, inner.config.label2id = (
-                self.id2label,
-                {name: i for i, name in self.id2label.items()},
-            )
+        inner.config.id2label, inner.config.label2id = self.id2label, {name: i for i, name in self.id2label.items()}
         return model.eval()
 
     def save_pretrained(
@@ -177,13 +190,7 @@ class GeneratedAdapter:
 
     def _write(self, folder: Path, place: str, license: str | None, include_support: bool) -> None:
         card = self.card(place, license, include_support)
-        metadata = {"format": "pt"}
-        if self.labels:
-            metadata["id2label"] = json.dumps(self.id2label)
-        if self.kind == "diffusers":  # reads the alpha from here, and would take it for the rank otherwise
-            values = {f"{PREFIX}{name}": value for name, value in self.lora_config.items()}
-            metadata[DIFFUSERS_METADATA] = json.dumps(values, sort_keys=True)
-
+        metadata = {"format": "pt", "id2label": json.dumps(self.id2label)}
         config = self.peft_config
 
         def write(beside: Path) -> None:

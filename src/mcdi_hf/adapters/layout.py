@@ -81,9 +81,8 @@ class AdapterLayout:
         cls,
         model: nn.Module,
         lora_config: LoraConfig,
-        head_name: str | None = "classifier",
+        head_name: str = "classifier",
         token_dim: int = 768,
-        feature_dim: int | None = None,
     ) -> "AdapterLayout":
         """Read the layout off a live backbone and a `LoraConfig`; PEFT itself says which tensors there are.
 
@@ -91,21 +90,13 @@ class AdapterLayout:
             model (`nn.Module`): The backbone. It is not changed, and none of its weights is copied.
             lora_config (`LoraConfig`): Any rank, `rank_pattern`, `alpha_pattern`, targets. The adapter has a head if
                 PEFT saves one: `task_type="SEQ_CLS"` or `modules_to_save` ask for it.
-            head_name (`str`, *optional*, defaults to `"classifier"`): The module that is the backbone's linear head;
-                `None` for a model that has none, such as those of diffusers.
+            head_name (`str`, *optional*, defaults to `"classifier"`): The module that is the backbone's linear head.
             token_dim (`int`, *optional*, defaults to 768): Width of a token.
-            feature_dim (`int`, *optional*): For a model without a head, the width of the features that a generator of
-                its adapters reads.
 
         Raises:
             `ValueError`: when the config adapts anything but linear modules, or adds tensors other than LoRA matrices
-                and the head; when there is neither a head nor a `feature_dim`, or both.
+                and the head.
         """
-        if (head_name is None) == (feature_dim is None):
-            raise ValueError(
-                f"head_name is {head_name!r} and feature_dim {feature_dim}: expected the one or the other, because a "
-                "head says its own width."
-            )
         empty = {
             id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), requires_grad=False)
             for tensor in model.parameters()
@@ -124,8 +115,7 @@ class AdapterLayout:
             )
         expected = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
         trained = any(key.startswith(f"{PREFIX}{head_name}.") for key in expected)
-        if head_name is not None:
-            feature_dim = model.get_submodule(head_name).in_features
+        feature_dim = model.get_submodule(head_name).in_features
         layout = cls(modules, head_name if trained else None, feature_dim, token_dim)
         if expected != set(layout.keys):
             raise ValueError(
@@ -133,6 +123,24 @@ class AdapterLayout:
                 f"Expected LoRA matrices, and in modules_to_save the head {head_name!r} or nothing."
             )
         return layout
+
+    def check_lora_config(self, model: nn.Module, lora_config: dict, head_name: str) -> None:
+        """Refuse a LoRA config that adapts or scales other modules of a backbone than this layout; PEFT itself is asked.
+
+        Args:
+            model (`nn.Module`): The backbone.
+            lora_config (`dict`): `LoraConfig.to_dict()`.
+            head_name (`str`): The module that is the backbone's linear head.
+        """
+        # Wherever the backbone was loaded from: PEFT would warn that it is not the place that the config names.
+        config = LoraConfig(**lora_config | {"base_model_name_or_path": None})
+        found = AdapterLayout.from_model(model, config, head_name, self.token_dim)
+        if found.to_dict() != self.to_dict():
+            differing = sorted({module.name for module in set(found.modules) ^ set(self.modules)})
+            raise ValueError(
+                f"The LoraConfig adapts or scales other modules than the layout: {differing}. Expected the same rank, "
+                "lora_alpha and targets."
+            )
 
     @property
     def head_keys(self) -> tuple[str, ...]:
@@ -196,6 +204,26 @@ class AdapterLayout:
                 raise ValueError(f"{key} has shape {tuple(tensors[key].shape[1:])} an adapter; expected {shape}.")
             if len(tensors[key]) != count:
                 raise ValueError(f"{key} holds {len(tensors[key])} adapters, the others {count}.")
+
+    def stack(self, adapters: list[dict[str, torch.Tensor]], ways: int) -> dict[str, torch.Tensor]:
+        """Bring single adapters, key -> `shape`, into one stack, key -> `(n, *shape)`, their heads padded to `ways`."""
+        tensors = {key: torch.stack([one[key] for one in adapters]) for key in self.lora_shapes}
+        for key in self.head_keys:
+            heads = [one[key] for one in adapters]
+            tensors[key] = torch.stack([torch.cat([h, h.new_zeros(ways - len(h), *h.shape[1:])]) for h in heads])
+        return tensors
+
+    def unstack(self, tensors: dict[str, torch.Tensor], ways: list[int]) -> list[dict[str, torch.Tensor]]:
+        """Cut a stack into single adapters on the CPU, each with the head of its own number of classes."""
+        tensors = {key: value.cpu() for key, value in tensors.items()}
+        adapters = []
+        for index, classes in enumerate(ways):
+            own = {
+                key: value[index][:classes] if key in self.head_keys else value[index]
+                for key, value in tensors.items()
+            }
+            adapters.append({key: value.clone(memory_format=torch.contiguous_format) for key, value in own.items()})
+        return adapters
 
     def to_dict(self) -> dict:
         """A JSON form, for a config. [`AdapterLayout.from_dict`] reads it."""

@@ -3,9 +3,12 @@
 from contextlib import ExitStack
 
 import torch
+from torch import nn
 
-from ..backbones import FrozenBackbone
-from ..layers import EncodedExamples
+from ..backbones.frozen import FrozenBackbone
+from ..backbones.layers import LowerLayers, UpperLayers
+from ..data.encoded import EncodedExamples
+from ..data.episodes import SupportBatch
 from .head import class_means, head_logits, imprint_head
 from .layout import AdapterLayout, LoraModule
 
@@ -26,8 +29,8 @@ class StackedLora:
         self.backbone = backbone
         self.layout = layout
         self.device = backbone.device
-        self.encode = backbone.lower(names)
-        self.upper = backbone.upper(names)
+        self.encode = LowerLayers(backbone, names)
+        self.upper = UpperLayers(backbone, names)
 
     def features(self, tensors: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """What each adapter's head reads.
@@ -66,72 +69,47 @@ class StackedLora:
         found = torch.cat([self.features(tensors, examples[chunk])[0] for chunk in rows[order].split(64)])
         return found[order.argsort()]
 
-    def logits(
-        self,
-        tensors: dict[str, torch.Tensor],
-        inputs: dict[str, torch.Tensor],
-        class_mask: torch.Tensor | None = None,
-        words: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Each adapter's logits on its rows.
+    def logits(self, tensors: dict[str, torch.Tensor], batch: SupportBatch) -> torch.Tensor:
+        """Each adapter's logits on the examples of its own task.
 
         Args:
-            tensors, inputs: As in [`StackedLora.features`], with the heads, if the layout has one.
-            class_mask (`torch.Tensor` of shape `(N, classes)`, *optional*): False marks classes that are padding; their
-                logits are minus infinity.
-            words (`tuple` of `(N, classes, feature_dim)` and `(N, classes)`, *optional*): What stands in for the heads
-                if the layout has none, see [`StackedLora.word_heads`].
+            tensors (`dict[str, torch.Tensor]`): As in [`StackedLora.features`], with the heads, if the layout has one.
+            batch ([`SupportBatch`]): The tasks, one an adapter, with their table of examples, and with the class names if
+                verbalizers stand in for heads.
 
         Returns:
-            `torch.Tensor` of shape `(N, b, classes)`.
+            `torch.Tensor` of shape `(N, b, classes)`; minus infinity for classes that are padding.
         """
-        return self.apply_head(tensors, self.features(tensors, inputs), class_mask, words)
+        features = self.features(tensors, batch.inputs())
+        head = tuple(tensors[key] for key in self.layout.head_keys) or self.free_heads(batch)
+        return head_logits(features, *head, batch.class_mask)
 
-    def apply_head(
-        self,
-        tensors: dict[str, torch.Tensor],
-        features: torch.Tensor,
-        class_mask: torch.Tensor | None = None,
-        words: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """The logits of features that are at hand already. See [`StackedLora.logits`]."""
-        if (words is None) != bool(self.layout.head_keys):
-            raise ValueError("Expected words for adapters without a head, and none for those that have one.")
-        weight, bias = words or (tensors[key] for key in self.layout.head_keys)
-        return head_logits(features, weight, bias, class_mask)
-
-    def word_heads(self, classes: list[tuple[str, ...]]) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """What classifies the tasks of some class names in place of a head: words, see [`FrozenBackbone.word_heads`].
-
-        Returns:
-            The weights `(N, classes, feature_dim)` and the biases `(N, classes)`; `None` if the layout has a head.
-        """
-        return None if self.layout.head_keys else self.backbone.word_heads(classes)
-
-    def imprint(
-        self,
-        tensors: dict[str, torch.Tensor],
-        inputs: dict[str, torch.Tensor],
-        labels: torch.Tensor,
-        class_mask: torch.Tensor,
-        scale: float,
+    def free_heads(
+        self, support: SupportBatch, scale: float = 10.0, tensors: dict[str, torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The heads that are free once there are LoRA matrices: imprinted from what each adapter makes of its support.
+        """The heads that need no training: imprinted from the support sets, or a language model's verbalizers.
 
         Args:
-            tensors (`dict[str, torch.Tensor]`): Key on disk -> `(N, *shape)`, without heads.
-            inputs (`dict[str, torch.Tensor]`): The upper layers' inputs, of `N * b` support examples, or of several views:
-                each adapter's examples, then other views of all of them.
-            labels (`torch.Tensor` of shape `(N, b)`): Their classes; -1 marks padding.
-            class_mask (`torch.Tensor` of shape `(N, classes)`): False marks padding.
-            scale (`float`): See [`imprint_head`].
+            support ([`SupportBatch`]): The tasks: with features, or with a table of examples for `tensors`; with the class
+                names for verbalizers.
+            scale (`float`, *optional*, defaults to 10.0): The sharpness of an imprinted head, see [`imprint_head`].
+            tensors (`dict[str, torch.Tensor]`, *optional*): Adapters, one a task, key -> `(N, *shape)`. With them the heads
+                are imprinted from what each of them makes of its support, in a pass of their own; without them from the
+                features that are there.
 
         Returns:
-            The weights `(N, classes, feature_dim)` and the biases `(N, classes)`.
+            The weights `(N, classes, feature_dim)` and the biases `(N, classes)`, zero for padding.
         """
-        features = self.features(tensors, inputs)
-        labels = labels.repeat(1, features.shape[1] // labels.shape[1])
-        return imprint_head(class_means(features, labels, class_mask.shape[1]), scale, class_mask)
+        classes = support.class_mask.shape[1]
+        if self.backbone.is_causal_lm:
+            weight, bias = self.backbone.verbalizers(support.classes)
+            spare = classes - weight.shape[1]
+            return nn.functional.pad(weight, (0, 0, 0, spare)), nn.functional.pad(bias, (0, spare))
+        features, labels = support.features, support.labels
+        if tensors is not None:
+            features = self.features(tensors, support.inputs(views=True))
+            labels = labels.repeat(1, features.shape[1] // labels.shape[1])
+        return imprint_head(class_means(features, labels, classes), scale, support.class_mask)
 
     @staticmethod
     def _hook(module: LoraModule, lora_a: torch.Tensor, lora_b: torch.Tensor):

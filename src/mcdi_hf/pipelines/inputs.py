@@ -8,15 +8,25 @@ import torch
 from ..adapters.codec import AdapterCodec
 from ..models.denoiser import MCDiDenoiser
 from ..models.task_encoder import TaskEncoder
+from .pipeline_output import MCDiPipelineOutput
 
 
-COMBINE = ("first", "mean", "select")
+IMPRINT_FROM = ("mean", "generated")
 OUTPUT_TYPES = ("peft", "pt", "latent")
 
 
-def check_components(denoiser: MCDiDenoiser, task_encoder: TaskEncoder, codec: AdapterCodec) -> None:
+def check_components(
+    denoiser: MCDiDenoiser, task_encoder: TaskEncoder, codec: AdapterCodec, imprint_from: str
+) -> None:
     """Refuse components that were made for adapters of different ranks, targets or widths, naming what differs."""
-    layout = codec.layout
+    layout, pooling = codec.layout, codec.config.base_model["pooling"]
+    if imprint_from not in IMPRINT_FROM:
+        raise ValueError(f"imprint_from is {imprint_from!r}: expected one of {', '.join(map(repr, IMPRINT_FROM))}.")
+    if not layout.head_keys and (imprint_from != "mean" or pooling != "last_token"):
+        raise ValueError(
+            f"The codec's adapters have no head: expected a causal language model, whose pooling is 'last_token', and "
+            f"imprint_from='mean'; got pooling {pooling!r} and {imprint_from!r}."
+        )
     wanted = MCDiDenoiser.sizes_of(layout) | {"feature_dim": layout.feature_dim, "cond_dim": task_encoder.config.dim}
     found = {key: getattr(denoiser.config, key) for key in ("tokens", "token_dim", "head_width", "cond_dim")}
     found["feature_dim"] = task_encoder.config.feature_dim
@@ -33,59 +43,20 @@ def _short(value: Any) -> str:
     return f"{len(value)} tokens" if isinstance(value, list) else str(value)
 
 
-def check_counts(supports: list[dict], conditions: list[dict] | None, num_candidates: int, generator: Any) -> None:
-    """Refuse conditions with other numbers of classes, less than one candidate, too few or many generators."""
-    ways = [len(one) for one in supports]
-    if conditions is not None and [len(one) for one in conditions] != ways:
-        raise ValueError(
-            f"The conditions have {[len(one) for one in conditions]} classes, the support sets {ways}: expected the "
-            "same."
-        )
+def check_settings(
+    num_candidates: int, strength: float, temperature: float, batch_size: int, output_type: str
+) -> None:
+    """Refuse unknown names and numbers below what they count from."""
     if not isinstance(num_candidates, int) or num_candidates < 1:
         raise ValueError(f"num_candidates is {num_candidates}: expected a whole number from 1 on.")
-    if isinstance(generator, list) and len(generator) != len(supports):
-        raise ValueError(f"There are {len(generator)} generators for {len(supports)} support sets.")
-
-
-def check_settings(
-    combine: str, temperature: float, strength: float, output_type: str, refine_steps: int, batch_size: int
-) -> None:
-    """Refuse unknown names, numbers below what they count from, and what no tokens can say."""
-    if combine not in COMBINE:
-        raise ValueError(f"combine is {combine!r}: expected one of {', '.join(map(repr, COMBINE))}.")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}: expected 0 or more.")
     if not math.isfinite(strength):
         raise ValueError(f"strength is {strength}: expected a finite number.")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}: expected 0 or more.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: expected 1 or more.")
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type is {output_type!r}: expected one of {', '.join(map(repr, OUTPUT_TYPES))}.")
-    if refine_steps < 0 or batch_size < 1:
-        raise ValueError(
-            f"refine_steps is {refine_steps} and batch_size {batch_size}: expected 0 or more, and 1 or more."
-        )
-    if output_type == "latent" and (combine == "select" or refine_steps):
-        raise ValueError(
-            "output_type='latent' gives tokens, which cannot say the frozen backbone, that combine='select' may choose, "
-            "nor a refined adapter: take 'peft' or 'pt'."
-        )
-
-
-def check_latents(latents: torch.Tensor, codec: AdapterCodec, supports: list[dict], num_candidates: int) -> None:
-    """Refuse starting noise of another shape than the adapters' tokens."""
-    tokens = codec.num_tokens(max(len(one) for one in supports))
-    shape = (len(supports) * num_candidates, tokens, codec.layout.token_dim)
-    if latents.shape != shape:
-        raise ValueError(f"latents have shape {tuple(latents.shape)}: expected {shape}.")
-
-
-def check_ready(supports: list[dict], combine: str, imprint_from: str, refine_steps: int) -> None:
-    """Refuse ready features where the examples themselves are needed."""
-    ready = isinstance(next(iter(supports[0].values())), torch.Tensor)
-    if ready and (combine == "select" or imprint_from == "generated" or refine_steps):
-        raise ValueError(
-            "combine='select', imprint_from='generated' and refine_steps need examples: ready features say nothing of "
-            "other adapters than the mean."
-        )
 
 
 def check_finite(tensors: dict[str, torch.Tensor], first: int) -> None:
@@ -97,6 +68,14 @@ def check_finite(tensors: dict[str, torch.Tensor], first: int) -> None:
             f"The adapters of the tasks {tasks} hold NaN or inf. Features of the support that are far larger than the "
             "backbone's make that, and a learning rate that is too high."
         )
+
+
+def check_continues(output: MCDiPipelineOutput, name: str) -> None:
+    """Refuse to go on from what was returned without adapters, or made of ready features."""
+    if isinstance(output.adapters, torch.Tensor):
+        raise ValueError(f"{name} needs adapters: call the pipeline with output_type='peft'.")
+    if any(batch.examples is None for batch in output.draws.batches):
+        raise ValueError(f"{name} needs examples: ready features say nothing of other adapters than the mean.")
 
 
 def check_callback(names: list[str], known: list[str]) -> None:

@@ -1,102 +1,239 @@
-"""A pipeline that looks at a folder before it reads it, and writes one that is whole."""
+"""What a saved pipeline must look like before any of it is loaded: nothing large is allocated, nothing foreign is run."""
 
+import inspect
 import json
-import os
+import math
+import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, get_type_hints
 
+import torch
+from diffusers import ConfigMixin, DDIMScheduler, ModelMixin, SchedulerMixin
 from huggingface_hub import hf_hub_download
+from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
 
-from ..files import write_folder
-from .checks import check_index, check_pipeline_folder
+from ..adapters.codec import AdapterCodec
+from ..adapters.layout import AdapterLayout
+from ..models.denoiser import MCDiDenoiser
+from ..utils.files import read_json
 
 
+PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+WEIGHTS = re.compile(r"diffusion_pytorch_model(\.[\w-]+)?\.safetensors")
+SHARD = re.compile(r"diffusion_pytorch_model(\.[\w-]+)?-\d{5}-of-\d{5}(\.[\w-]+)?\.safetensors")
+MAX_TIMESTEPS = 100_000
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "create_pr", "token")
 # What a look at the index has in common with the download of the rest.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+BASE_MODEL = {"name_or_path": str, "fingerprint": str, "pooling": str, "max_length": int, "model_class": str}
 
 
-class CheckedLoadingMixin:
-    """Refuses a folder or a repository of the Hub that is not what [`DiffusionPipeline.save_pretrained`] writes.
+def download_index(pipeline_class: type, pretrained_model_name: str, kwargs: dict[str, Any]) -> Path:
+    """The index of a repository of the Hub, of the commit that `kwargs` ask for."""
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    return Path(hf_hub_download(pretrained_model_name, pipeline_class.config_name, **hub))
 
-    Attributes:
-        revision (`str`, *optional*): The commit of the Hub that the pipeline was loaded from.
+
+def forget_origin(folder: Path) -> None:
+    """Take out of a saved pipeline where its parts were loaded from, which is nobody's business."""
+    for path in folder.rglob("*.json"):
+        values = json.loads(path.read_text())
+        if "_name_or_path" in values:
+            del values["_name_or_path"]
+            path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def check_pipeline_folder(pipeline_class: type, folder: Path, given: dict[str, Any]) -> None:
+    """Refuse a folder that is no saved pipeline, naming the file, what is wrong with it and what was expected.
+
+    Damage that leaves every number finite and in its place cannot be seen: safetensors keep no checksum.
+
+    Args:
+        pipeline_class (`type`): The pipeline's class, whose constructor says what belongs to it.
+        folder (`Path`): The folder.
+        given (`dict[str, Any]`): Components that the caller has at hand, by name; theirs are not read.
+
+    Raises:
+        `ValueError`: when a component is of a class that is not ours, when there are pickles beside the weights, when
+            configs and weights do not fit each other, and when a number is not finite.
+        `OSError`: when a file is missing or cannot be read.
     """
+    check_index(pipeline_class, folder / pipeline_class.config_name, given)
+    layout = given["codec"].layout if "codec" in given else None
+    # The codec first: the sizes of its tensors are those of the layout, which the denoiser must have, too.
+    for name, kind in sorted(_components(pipeline_class).items(), key=lambda item: item[1] is not AdapterCodec):
+        if name in given:
+            continue
+        path = folder / name / kind.config_name
+        kind, config = _read_config(path, _kinds(kind))
+        if issubclass(kind, SchedulerMixin):
+            _check_scheduler(path, kind, config)
+            continue
+        sets = _weight_sets(path.parent)
+        if kind is AdapterCodec:
+            layout = _check_codec(path, config, sets)
+        else:
+            _check_sizes(path, kind, config, layout)
+        for files in sets:
+            _check_weights(path, kind, config, files)
 
-    revision: str | None = None
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """Load a pipeline, with everything that diffusers' own method takes.
+def check_index(pipeline_class: type, path: Path, given: dict[str, Any]) -> None:
+    """Refuse an index that names other classes than ours, or settings that the pipeline does not have."""
+    index, components = read_json(path), _components(pipeline_class)
+    settings = {name: hint for name, hint in _hints(pipeline_class).items() if name not in components}
+    if index.get("_class_name") != pipeline_class.__name__:
+        raise ValueError(
+            f"{path} is of {index.get('_class_name')!r}: expected {pipeline_class.__name__!r}. Code that comes with a "
+            "pipeline is never run."
+        )
+    for name, kind in components.items():
+        allowed = [[one.__module__.split(".")[0], one.__name__] for one in _kinds(kind)]
+        if name not in given and index.get(name) not in allowed:
+            raise ValueError(
+                f"{path} has as {name} {index.get(name)!r}: expected {' or '.join(map(str, allowed))}. Another one is "
+                f"loaded by you and handed in, from_pretrained(..., {name}=yours)."
+            )
+    for name, value in index.items():
+        if name.startswith("_") or name in components:
+            continue
+        if name not in settings:
+            raise ValueError(f"{path} has {name!r}, which {pipeline_class.__name__} does not know.")
+        if not isinstance(value, settings[name]) and not (settings[name] is float and type(value) is int):
+            raise ValueError(f"{path} has {name} {value!r}: expected {settings[name]}.")
 
-        Only JSON and safetensors are read. Nothing that a folder or a repository holds is run, whatever
-        `trust_remote_code` says: a component of another class is handed in by its name, `denoiser=mine`.
 
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`):
-                A folder or a Hub id.
-            kwargs:
-                As in `DiffusionPipeline.from_pretrained`.
+def _hints(kind: type) -> dict[str, Any]:
+    return {name: hint for name, hint in get_type_hints(kind.__init__).items() if name != "return"}
 
-        Raises:
-            `ValueError`: when a file is damaged, does not fit the others, or asks for something that is not read; the
-                file is named, see [`check_pipeline_folder`].
-            `OSError`: when a file is missing or cannot be read.
-        """
-        if kwargs.get("use_safetensors") is False:
-            raise ValueError("use_safetensors is False, but only safetensors are read: leave it out.")
-        kwargs["use_safetensors"] = True  # diffusers would fall back to pickles
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            # One commit from the first look on, whatever is pushed meanwhile; offline it is the cached one.
-            kwargs["revision"] = cls._download_index(str(pretrained_model_name_or_path), kwargs).parent.name
-            pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-            pipe.revision = kwargs["revision"]
-            return pipe
-        check_pipeline_folder(cls, folder, kwargs)
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except ValueError as error:  # a setting of the index that the constructor refuses
-            raise ValueError(f"{folder} cannot be loaded: {error}") from error
 
-    @classmethod
-    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
-        """Download a pipeline from the Hub, which `from_pretrained` does by itself. Refuses what it refuses."""
-        # Before diffusers reads it, who would ask for the code that it names.
-        check_index(cls, cls._download_index(pretrained_model_name, kwargs), kwargs)
-        folder = super().download(pretrained_model_name, **kwargs)
-        check_pipeline_folder(cls, Path(folder), kwargs)
-        return folder
+def _components(pipeline_class: type) -> dict[str, type]:
+    hints = _hints(pipeline_class)
+    return {name: hint for name, hint in hints.items() if inspect.isclass(hint) and issubclass(hint, ConfigMixin)}
 
-    @classmethod
-    def _download_index(cls, pretrained_model_name: str, kwargs: dict[str, Any]) -> Path:
-        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        return Path(hf_hub_download(pretrained_model_name, cls.config_name, **hub))
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save the pipeline, with everything that diffusers' own method takes.
+def _kinds(kind: type) -> tuple[type, ...]:
+    """The classes that may stand for one of the pipeline's: DDIM's step takes what that of our scheduler takes."""
+    return (kind, DDIMScheduler) if issubclass(kind, SchedulerMixin) else (kind,)
 
-        All files are made beside the folder and moved in when they are on the disk, `model_index.json` last: without it
-        no loader takes the folder for a pipeline. Saved again after loading it is the same files.
 
-        Args:
-            save_directory (`str` or `os.PathLike`):
-                The folder; it is made if need be.
-            kwargs:
-                As in `DiffusionPipeline.save_pretrained`.
-        """
-        folder, save = Path(save_directory), super().save_pretrained
-        push = kwargs.pop("push_to_hub", False)
-        hub = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
+def _read_config(path: Path, kinds: tuple[type, ...]) -> tuple[type, dict[str, Any]]:
+    """A component's class, which must be one of some, and its config, without an argument that the class has not."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is missing: get the whole pipeline again.")
+    if pickled := sorted(beside.name for beside in path.parent.iterdir() if beside.suffix in PICKLES):
+        raise ValueError(
+            f"{path.parent / pickled[0]} is a pickle, which may run anything when it is read: only safetensors are. If "
+            "you trust it, convert it and delete it."
+        )
+    config = read_json(path)
+    kind = next((one for one in kinds if one.__name__ == config.get("_class_name")), None)
+    if kind is None:
+        raise ValueError(f"{path} is of {config.get('_class_name')!r}: expected {kinds[0].__name__!r}.")
+    known = inspect.signature(kind.__init__).parameters
+    if unknown := sorted(name for name in config if not name.startswith("_") and name not in known):
+        raise ValueError(f"{path} has {unknown}, which {kind.__name__} does not know.")
+    return kind, config
 
-        def write(beside: Path) -> None:
-            save(str(beside), **kwargs)
-            for path in beside.rglob("*.json"):
-                values = json.loads(path.read_text())
-                if "_name_or_path" in values:  # where this pipeline was loaded from is nobody's business
-                    del values["_name_or_path"]
-                    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
-        write_folder(folder, write, last=self.config_name)
-        if push:
-            self.push_to_hub(hub.pop("repo_id", folder.name), **hub, **kwargs)
+def _check_scheduler(path: Path, kind: type, config: dict[str, Any]) -> None:
+    steps = config.get("num_train_timesteps", 1)
+    if type(steps) is not int or not 1 <= steps <= MAX_TIMESTEPS:
+        raise ValueError(f"{path} has num_train_timesteps {steps!r}: expected 1 to {MAX_TIMESTEPS}.")
+    _make(path, kind, config)
+
+
+def _make(path: Path, kind: type, config: dict[str, Any]) -> Any:
+    """A component from its config, without memory for its tensors."""
+    try:
+        with torch.device("meta") if issubclass(kind, ModelMixin) else torch.device("cpu"):
+            return kind.from_config(config)
+    except Exception as error:  # a foreign config can go wrong in any way, and each of them is the config's fault
+        raise ValueError(f"{path} makes no {kind.__name__}: {type(error).__name__}: {error}") from error
+
+
+def _weight_sets(folder: Path) -> list[dict[str, Path]]:
+    """Every set of weights that a loader may take, one or one a variant: tensor -> its file."""
+    sets = [[path] for path in sorted(folder.iterdir()) if WEIGHTS.fullmatch(path.name)]
+    for index in sorted(folder.glob("diffusion_pytorch_model*.index*.json")):
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise ValueError(f"{index} has no weight_map from tensors to files.")
+        if strange := sorted(name for name in set(places.values()) if not SHARD.fullmatch(name)):
+            raise ValueError(
+                f"{index} names {strange[0]!r}: expected files of the same folder, as save_pretrained does."
+            )
+        sets.append([folder / name for name in sorted(set(places.values()))])
+    if not sets:
+        raise FileNotFoundError(f"{folder} has no diffusion_pytorch_model.safetensors: get the whole pipeline again.")
+    return [{name: path for path in paths for name in _tensor_names(path)} for paths in sets]
+
+
+def _tensor_names(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: get the whole pipeline again.")
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}. Expected safetensors; get the file again.") from error
+
+
+def _shape(path: Path, name: str) -> tuple[int, ...]:
+    with safe_open(path, "pt") as file:
+        return tuple(file.get_slice(name).get_shape())
+
+
+def _check_codec(path: Path, config: dict[str, Any], sets: list[dict[str, Path]]) -> AdapterLayout:
+    """The codec's layout, whose tokens are as many as there are statistics."""
+    try:
+        layout = AdapterLayout.from_dict(config.get("layout"))
+        LoraConfig(**config.get("lora_config"))
+    except Exception as error:  # as in `_make`
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    base_model, scale = config.get("base_model"), config.get("imprint_scale", 10.0)
+    for name, kind in BASE_MODEL.items():
+        if not isinstance(base_model, dict) or not isinstance(base_model.get(name), kind):
+            raise ValueError(f"{path} has no {name} of a base_model: expected a {kind.__name__}.")
+    if type(scale) not in (int, float):
+        raise ValueError(f"{path} has imprint_scale {scale!r}: expected a number.")
+    # By arithmetic, since a forged layout may have more tokens than there is memory to list them.
+    count = sum(math.ceil(math.prod(shape) / layout.token_dim) for shape in layout.lora_shapes.values())
+    for files in sets:
+        found = _shape(files["mean"], "mean") if "mean" in files else None
+        if found != (count, layout.token_dim):
+            raise ValueError(
+                f"{path} has a layout of {count} tokens of {layout.token_dim} numbers, but the mean beside it has the "
+                f"shape {found}: they are of different codecs."
+            )
+    return layout
+
+
+def _check_sizes(path: Path, kind: type, config: dict[str, Any], layout: AdapterLayout) -> None:
+    """Refuse a denoiser or a task encoder for other adapters."""
+    sizes = MCDiDenoiser.sizes_of(layout) if kind is MCDiDenoiser else {"feature_dim": layout.feature_dim}
+    for name, expected in sizes.items():
+        if config.get(name) != expected:
+            raise ValueError(f"{path} has another {name} than the codec's layout: they are not of one pipeline.")
+
+
+def _check_weights(path: Path, kind: type, config: dict[str, Any], files: dict[str, Path]) -> None:
+    """Refuse weights that are not those that the config asks for, or are not finite."""
+    blocks = config.get("num_layers", 0)
+    if type(blocks) is not int or blocks > len(files):
+        raise ValueError(f"{path} has num_layers {blocks!r}, but there are {len(files)} tensors.")
+    expected = {name: tuple(value.shape) for name, value in _make(path, kind, config).state_dict().items()}
+    if different := sorted(files.keys() ^ expected.keys()):
+        where = files.get(different[0], path)
+        raise ValueError(f"{where} and {path.name} do not fit: only one of them has {different[0]!r}.")
+    for name, place in files.items():
+        found = _shape(place, name)
+        if found != expected[name]:
+            raise ValueError(f"{place} has {name} of shape {found}: expected {expected[name]}, see {path.name}.")
+        with safe_open(place, "pt") as file:
+            tensor = file.get_tensor(name)
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise ValueError(f"{place} has {name} with NaN or inf, or of whole numbers: expected finite numbers.")
+        if kind is AdapterCodec and name != "mean" and not (tensor > 0).all():
+            raise ValueError(f"{place} has {name} of {tensor.min().item()}: expected scales above 0.")

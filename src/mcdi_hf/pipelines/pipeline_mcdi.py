@@ -1,40 +1,42 @@
 """The pipeline: from a support set to a PEFT adapter."""
 
+import os
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
 
 from ..adapters.codec import AdapterCodec
-from ..adapters.completion import complete_adapters
-from ..adapters.generated import GeneratedAdapter
+from ..adapters.generated import GeneratedAdapter, GenerationDetails
+from ..adapters.stacked import StackedLora
+from ..backbones.frozen import FrozenBackbone
+from ..data.episodes import SupportBatch
 from ..models.denoiser import MCDiDenoiser
 from ..models.task_encoder import TaskEncoder
 from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
-from .backbone import BackboneMixin
-from .inputs import (
-    check_callback,
-    check_components,
-    check_counts,
-    check_finite,
-    check_latents,
-    check_ready,
-    check_settings,
+from ..utils.files import write_folder
+from .inputs import check_callback, check_components, check_continues, check_finite, check_settings
+from .loading import PUSH_ARGUMENTS, check_index, check_pipeline_folder, download_index, forget_origin
+from .noise import draw_noise, seed_of, task_generators
+from .pipeline_output import Draws, MCDiPipelineOutput
+from .refinement import refine_adapters
+from .selection import Folds, Selector
+from .support import (
+    Support,
+    SupportSet,
+    as_support_sets,
+    check_readable,
+    encode_examples,
+    encode_features,
+    holds_features,
+    is_text,
 )
-from .loading import CheckedLoadingMixin
-from .pipeline_output import MCDiPipelineOutput
-from .refinement import refine
-from .sampling import SamplingMixin, seed_of, task_generators
-from .selection import Choice, Folds, choose, frozen_adapters
-from .support import Support, SupportBatch, is_text
 
 
-IMPRINT_FROM = ("mean", "generated")
-
-
-class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionPipeline):
+class MCDiPipeline(DiffusionPipeline):
     """Generates LoRA adapters with a classification head for a frozen backbone, from a few labelled examples.
 
     A causal language model's adapters are LoRA alone: it classifies by the word for a label that it would say next.
@@ -63,8 +65,12 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
         trained_ways, trained_shots (`list[int]`, *optional*):
             The least and the greatest number of classes, and of examples of a class, in training. A record: others are
             served, too.
+
+    Attributes:
+        revision (`str`, *optional*): The commit of the Hub that the pipeline was loaded from.
     """
 
+    revision: str | None = None
     model_cpu_offload_seq = "task_encoder->denoiser->codec"
     _callback_tensor_inputs = ["latents"]
 
@@ -83,18 +89,7 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
         trained_shots: list | None = None,
     ) -> None:
         super().__init__()
-        if imprint_from not in IMPRINT_FROM:
-            raise ValueError(
-                f"imprint_from is {imprint_from!r}: expected one of {', '.join(map(repr, IMPRINT_FROM))}."
-            )
-        if not codec.layout.head_keys and (
-            imprint_from != "mean" or codec.config.base_model["pooling"] != "last_token"
-        ):
-            raise ValueError(
-                f"The codec's adapters have no head: expected a causal language model, whose pooling is 'last_token', and "
-                f"imprint_from='mean'; got pooling {codec.config.base_model['pooling']!r} and {imprint_from!r}."
-            )
-        check_components(denoiser, task_encoder, codec)
+        check_components(denoiser, task_encoder, codec, imprint_from)
         self.register_modules(denoiser=denoiser, task_encoder=task_encoder, codec=codec, scheduler=scheduler)
         self.register_to_config(
             base_model_name_or_path=base_model_name_or_path,
@@ -105,6 +100,29 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
             trained_ways=trained_ways,
             trained_shots=trained_shots,
         )
+        self._backbone: FrozenBackbone | None = None
+        self._stacked: StackedLora | None = None
+
+    @property
+    def backbone(self) -> FrozenBackbone:
+        """The frozen backbone, loaded when it is first asked for. Set it to use one that is loaded already."""
+        if self._backbone is None:
+            self.backbone = FrozenBackbone.of(self.codec.config.base_model, self.config.base_model_name_or_path)
+        return self._backbone
+
+    @backbone.setter
+    def backbone(self, backbone: FrozenBackbone) -> None:
+        self.codec.check_backbone(backbone)
+        self._backbone, self._stacked = backbone, None
+
+    @property
+    def stacked(self) -> StackedLora:
+        """The backbone with room for many adapters, on the pipeline's device."""
+        device = self._execution_device
+        if self._stacked is None or self._stacked.device != device:
+            self.backbone.model.to(device)
+            self._stacked = StackedLora(self.backbone, self.codec.layout)
+        return self._stacked
 
     @property
     def num_timesteps(self) -> int:
@@ -113,16 +131,12 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
     @torch.no_grad()
     def __call__(
         self,
-        support: Support | list[Support],
-        condition: Support | list[Support] | None = None,
+        support: Support | list[Support] | SupportBatch,
         num_candidates: int = 1,
-        combine: str = "mean",
         num_inference_steps: int | None = None,
         strength: float | None = None,
         temperature: float = 1.0,
         eta: float = 1.0,
-        refine_steps: int = 0,
-        refine_learning_rate: float = 1e-3,
         batch_size: int = 64,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -134,21 +148,14 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
         """Generate one adapter for each support set.
 
         Args:
-            support (`dict`, `datasets.Dataset`, or a list of these):
+            support (`dict`, `datasets.Dataset`, a list of these, or [`SupportBatch`]):
                 One task or many. A `dict` maps a label to its examples, see [`as_support_sets`]: texts, pairs of texts
-                or PIL images, as the backbone reads them, or ready features of shape `(shots, feature_dim)` as
-                [`MCDiPipeline.embed`] makes them. A `Dataset` has one `ClassLabel` column and one of texts or images.
-            condition (like `support`, *optional*):
-                What the generator sees in place of `support`, with as many classes: for the control that asks whether
-                the condition matters. The imprinted head still comes from `support`.
+                or PIL images, as the backbone reads them, or ready features of shape `(shots, feature_dim)`. A
+                `Dataset` has one `ClassLabel` column and one of texts or images. What [`MCDiPipeline.encode_support`]
+                made of some tasks serves, too.
             num_candidates (`int`, *optional*, defaults to 1):
-                How many adapters to draw for each task, in one batch.
-            combine (`str`, *optional*, defaults to `"mean"`):
-                How candidates become one adapter: `"first"` takes the first, `"mean"` averages them in the basis of the
-                shared start, which all of them are written in, `"select"` chooses among them, their mean, and what is
-                free (the mean adapter, and the frozen backbone, both with imprinted heads) by the cross-validated loss
-                on the support set, which needs examples. For a fold the adapters are generated anew without it, from
-                the same noise. With one example of a class there are no folds: the loss is that on the support itself.
+                How many adapters to draw for each task, in one batch. The adapter of a task is their mean, in the basis
+                of the shared start, which all of them are written in; [`MCDiPipeline.select`] chooses among them.
             num_inference_steps (`int`, *optional*):
                 Steps of the scheduler; by default what the pipeline's config says.
             strength (`float`, *optional*):
@@ -158,13 +165,8 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
                 Scale of the starting noise and of the noise of each step; with 0 nothing is random.
             eta (`float`, *optional*, defaults to 1.0):
                 1 samples as DDPM does, 0 as DDIM, whose steps add no noise.
-            refine_steps (`int`, *optional*, defaults to 0):
-                Steps of Adam on the support set, from the adapter that was generated. They need examples.
-            refine_learning_rate (`float`, *optional*, defaults to 1e-3):
-                Adam's, with a linear decay to zero.
             batch_size (`int`, *optional*, defaults to 64):
-                How many tasks are worked on at once: the memory grows with it and with `num_candidates` (and, to
-                select, with the folds), and not with the number of tasks. Results do not depend on it.
+                How many tasks are worked on at once. Results do not depend on it.
             generator (`torch.Generator` or a list of one a task, *optional*):
                 Makes the result reproducible. Every task has a stream of noise of its own, so that its result does not
                 depend on its neighbours: its generator in a list, or one that is seeded from the one generator given.
@@ -183,160 +185,298 @@ class MCDiPipeline(CheckedLoadingMixin, BackboneMixin, SamplingMixin, DiffusionP
         Returns:
             [`MCDiPipelineOutput`], or a tuple whose first element is its `adapters`.
         """
-        # 1. Check everything before any work is done
+        # 1. Check the inputs before any work is done
         strength = self.config.strength if strength is None else strength
-        check_settings(combine, temperature, strength, output_type, refine_steps, batch_size)
-        supports = self._support_sets(support)
-        conditions = None if condition is None else self._support_sets(condition)
-        check_counts(supports, conditions, num_candidates, generator)
-        if latents is not None:
-            check_latents(latents, self.codec, supports, num_candidates)
-            latents = latents.unflatten(0, (len(supports), num_candidates))
-        check_ready(supports, combine, self.config.imprint_from, refine_steps)
+        check_settings(num_candidates, strength, temperature, batch_size, output_type)
         check_callback(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        supports, ways = self.check_inputs(support, num_candidates, generator, latents, output_type)
 
-        # 2. Settle what is the same for all tasks
-        ways = max(len(one) for one in supports)
+        # 2. Settle what is the same for all tasks; at strength 0 there is nothing to generate
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        self.scheduler.set_timesteps(steps, device=self._execution_device)
+        timesteps = self.scheduler.timesteps if strength else []
+        self._num_timesteps = len(timesteps)
         generators = task_generators(generator, len(supports))
         seeds = [seed_of(one) if latents is None else None for one in generators]
-        sample = partial(
-            self.sample,
-            num_inference_steps=num_inference_steps,
-            temperature=temperature,
-            eta=eta,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        settings = {"num_candidates": num_candidates, "num_inference_steps": steps, "strength": strength}
+        draws = Draws(
+            settings | {"temperature": temperature, "eta": eta}, [g.clone_state() for g in generators], latents
         )
 
-        # 3. Work on some tasks at a time
         adapters = []
-        with self.progress_bar(total=len(supports)) as progress:
+        with self.progress_bar(total=len(supports)) as progress_bar:
             for first in range(0, len(supports), batch_size):
                 part = slice(first, first + batch_size)
-                own = supports[part]
-                batch = self._embed_batch(own, ways)
-                seen = batch if conditions is None else self._embed_batch(conditions[part], ways)
-                noise = None if latents is None else latents[part]
-                tokens, choices = self._candidates(
-                    sample, own, batch, seen, generators[part], noise, num_candidates, strength, combine
+
+                # 3. Encode the support; every candidate is a row
+                batch = self.encode_support(supports[part], ways)
+                task = self.task_encoder(batch.features.to(self.denoiser.dtype), batch.labels, batch.class_mask)
+                rows = torch.arange(len(batch), device=batch.labels.device).repeat_interleave(num_candidates)
+                class_tokens, task_token, class_mask = (
+                    task.class_tokens[rows],
+                    task.task_token[rows],
+                    batch.class_mask[rows],
                 )
-                progress.update(len(own))
+
+                # 4. Prepare latents
+                streams = [one for one in generators[part] for _ in range(num_candidates)]
+                given = None if latents is None else latents[first * num_candidates :][: len(rows)]
+                sample = self.prepare_latents(class_mask, streams, given) * (
+                    temperature * self.scheduler.init_noise_sigma
+                )
+
+                # 5. Denoise
+                noise = torch.zeros_like(sample)
+                for i, t in enumerate(timesteps):
+                    output = self.denoiser(sample, t, class_tokens, task_token, class_mask).sample
+                    if eta > 0 and temperature > 0:
+                        noise = temperature * self.prepare_latents(class_mask, streams)
+                    sample = self.scheduler.step(output, t, sample, eta=eta, variance_noise=noise).prev_sample
+                    if callback_on_step_end is not None:
+                        tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, sample)
+                        sample = callback_on_step_end(self, i, t, tensors).pop("latents", sample)
+
+                # 6. Decode the mean of the candidates
+                draws.batches.append(batch)
+                draws.candidates.append(strength * sample.unflatten(0, (-1, num_candidates)))
+                tokens = draws.candidates[-1].mean(dim=1)
                 if output_type == "latent":
-                    adapters.append(tokens)
-                    continue
-                tensors = self._finish(tokens, own, batch, choices, refine_steps, refine_learning_rate)
-                check_finite(tensors, first)
-                if output_type == "pt":
-                    adapters.append(torch.cat([value.flatten(1) for value in tensors.values()], dim=1))
+                    adapters += tokens
                 else:
-                    details = {"num_inference_steps": self._num_timesteps, "num_candidates": num_candidates}
-                    details |= {"combine": combine, "refine_steps": refine_steps}
-                    adapters += self._as_adapters(tensors, own, details, seeds[part], choices)
-        if output_type != "peft":
-            adapters = torch.cat(adapters)
+                    tensors = self.decode_adapters(tokens, batch)
+                    check_finite(tensors, first)
+                    if output_type == "pt":
+                        adapters += torch.cat([value.flatten(1) for value in tensors.values()], dim=1)
+                    else:
+                        adapters += self._adapters(tensors, batch, supports[part], seeds[part], num_candidates)
+                progress_bar.update(len(batch))
         self.maybe_free_model_hooks()
+
+        if output_type != "peft":
+            adapters = torch.stack(adapters)
         if not return_dict:
             return (adapters,)
-        return MCDiPipelineOutput(adapters=adapters)
+        return MCDiPipelineOutput(adapters=adapters, draws=draws)
+
+    def check_inputs(
+        self,
+        support: Support | list[Support] | SupportBatch,
+        num_candidates: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        output_type: str,
+    ) -> tuple[list[SupportSet] | SupportBatch, int]:
+        """Refuse support sets, generators and latents that do not fit.
+
+        Returns:
+            The support sets in one form, and the greatest number of classes.
+        """
+        if isinstance(support, SupportBatch):
+            supports, ways, has_examples = support, support.class_mask.shape[1], support.examples is not None
+        else:
+            supports = as_support_sets(support, self.codec.layout.feature_dim)
+            ways, has_examples = max(map(len, supports)), not holds_features(supports)
+            if has_examples:
+                check_readable(supports, self.backbone)
+        if self.config.imprint_from == "generated" and not has_examples and output_type != "latent":
+            raise ValueError(
+                "imprint_from='generated' needs examples: ready features say nothing of other adapters than the mean."
+            )
+        if isinstance(generator, list) and len(generator) != len(supports):
+            raise ValueError(f"There are {len(generator)} generators for {len(supports)} support sets.")
+        shape = (len(supports) * num_candidates, self.codec.num_tokens(ways), self.codec.layout.token_dim)
+        if latents is not None and latents.shape != shape:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}: expected {shape}.")
+        return supports, ways
 
     @torch.no_grad()
-    def baseline(self, support: Support) -> GeneratedAdapter:
-        """What is free: the mean adapter of the training tasks, with a head imprinted from the support set or words.
+    def encode_support(self, support: Support | list[Support] | SupportBatch, ways: int | None = None) -> SupportBatch:
+        """See support sets through the frozen backbone. What it returns can be handed in again in their place.
 
         Args:
-            support (`dict` or `datasets.Dataset`): One task, see [`MCDiPipeline.__call__`].
+            support (like `support` of [`MCDiPipeline.__call__`]): One task or many; a [`SupportBatch`] is only moved.
+            ways (`int`, *optional*): How many classes to pad to; by default the most that a task has.
+
+        Returns:
+            [`SupportBatch`] with features, and with examples unless the support holds ready features.
         """
-        supports = self._support_sets(support)
-        batch = self._embed_batch(supports, len(supports[0]))
-        tokens = self.codec.mean.new_zeros(1, self.codec.num_tokens(len(supports[0])), self.codec.layout.token_dim)
-        details = {"num_inference_steps": 0, "num_candidates": 0, "combine": "free", "refine_steps": 0}
-        return self._as_adapters(self.complete(tokens, batch), supports, details, [None])[0]
+        device = self._execution_device
+        if isinstance(support, SupportBatch):
+            return support.to(device)
+        supports = as_support_sets(support, self.codec.layout.feature_dim)
+        if holds_features(supports):
+            return encode_features(supports, ways, device)
+        check_readable(supports, self.backbone)
+        return encode_examples(supports, self.stacked, self.codec.mean_adapter(), self.config.support_views, ways)
 
-    def complete(self, tokens: torch.Tensor, batch: SupportBatch) -> dict[str, torch.Tensor]:
-        """Read adapters from sampled tokens, with the free part of their heads, if any, imprinted as the config says.
+    def prepare_latents(
+        self, class_mask: torch.Tensor, generators: list[torch.Generator], latents: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Draw standard noise for the tokens of adapters, or bring given latents to the denoiser's device and dtype.
 
         Args:
-            tokens (`torch.Tensor` of shape `(tasks, tokens, token_dim)`):
-                As [`MCDiPipeline.sample`] makes them.
-            batch (`SupportBatch`):
-                The support sets; their examples are needed to imprint from the generated adapters.
+            class_mask (`torch.Tensor` of shape `(rows, classes)`): False marks padding, whose tokens are zero.
+            generators (`list[torch.Generator]`): One a row, so that its noise is the same in any batch.
+            latents (`torch.Tensor` of shape `(rows, tokens, token_dim)`, *optional*): What to take in its place.
+        """
+        device, dtype = class_mask.device, self.denoiser.dtype
+        if latents is not None:
+            return latents.to(device, dtype)
+        sizes = [self.codec.num_tokens(ways) for ways in class_mask.sum(dim=1).tolist()]
+        shape = (len(class_mask), self.codec.num_tokens(class_mask.shape[1]), self.codec.layout.token_dim)
+        return draw_noise(shape, sizes, generators, device, dtype)
+
+    def decode_adapters(self, tokens: torch.Tensor, support: SupportBatch) -> dict[str, torch.Tensor]:
+        """Read whole adapters from tokens, the free part of their heads imprinted as the pipeline's config says.
+
+        Args:
+            tokens (`torch.Tensor` of shape `(tasks, tokens, token_dim)`): As denoised.
+            support ([`SupportBatch`]): The support sets, with examples to imprint from generated adapters.
 
         Returns:
             Key on disk -> `torch.Tensor` of shape `(tasks, *shape)`.
         """
-        stacked = self.stacked if self.config.imprint_from == "generated" else None
-        return complete_adapters(
-            self.codec, tokens, batch.features, batch.labels, batch.class_mask, stacked, batch.examples, batch.rows
-        )
+        return self.codec.complete(tokens, support, self.stacked if self.config.imprint_from == "generated" else None)
 
-    def _candidates(self, sample, supports, batch, seen, generators, latents, number, strength, combine):
-        """Sample the candidates of some tasks and make them one: its tokens, and how each was chosen, if it was."""
-        count, device = len(supports), batch.labels.device
-        tasks, labels = torch.arange(count, device=device), seen.labels
-        folds = Folds.of(batch.labels) if combine == "select" else None
-        if folds is not None:
-            tasks = torch.cat([tasks, folds.tasks])
-            generators = [*generators, *(generators[task].clone_state() for task in folds.tasks.tolist())]
-            labels = torch.cat([labels, folds.kept if seen is batch else labels[folds.tasks]])
-        rows = tasks.repeat_interleave(number)
-        tokens = sample(
-            seen.features[rows],
-            labels.repeat_interleave(number, dim=0),
-            batch.class_mask[rows],
-            generator=[own for own in generators for _ in range(number)],
-            latents=None if latents is None else latents[tasks.cpu()].flatten(0, 1),
-        )
-        tokens = strength * tokens.unflatten(0, (-1, number))
-        if combine == "first":
-            return tokens[:, 0], None
-        if combine == "mean":
-            return tokens.mean(dim=1), None
-        choices = choose(self, tokens[:count], tokens[count:], folds, batch, [tuple(one) for one in supports])
-        free = torch.zeros_like(tokens[0, 0])
-        return torch.stack([free if one.tokens is None else one.tokens for one in choices]), choices
-
-    def _finish(self, tokens, supports, batch, choices, refine_steps, refine_learning_rate) -> dict[str, torch.Tensor]:
-        """Read the adapters from their tokens, put those in that no tokens say, and refine them."""
-        tensors = self.complete(tokens, batch)
-        frozen_tasks = [task for task, choice in enumerate(choices or []) if choice.tokens is None]
-        if not frozen_tasks and not refine_steps:
-            return tensors
-        words = self.stacked.word_heads([tuple(support) for support in supports])
-        if frozen_tasks:
-            frozen = frozen_adapters(self, batch, batch.labels, words)
-            for key, value in tensors.items():
-                value[frozen_tasks] = frozen[key][frozen_tasks]
-        if refine_steps:
-            tensors = refine(self.stacked, tensors, batch, refine_steps, refine_learning_rate, words)
-        return tensors
-
-    def _as_adapters(
-        self, tensors, supports, details, seeds, choices: list[Choice] | None = None
-    ) -> list[GeneratedAdapter]:
+    def _adapters(self, tensors, batch, supports, seeds, num_candidates) -> list[GeneratedAdapter]:
+        """Adapters that say how they were made, each with its texts, if its support is of texts."""
         name = self.name_or_path
         if name is not None and Path(name).is_dir():
             name = Path(name).resolve().name  # a card should not tell where a folder lies
-        details = {"generator": name, "generator_revision": self.revision} | details
-        tensors = {key: value.cpu() for key, value in tensors.items()}
+        details = GenerationDetails([], name, self.revision, None, self._num_timesteps, num_candidates)
         adapters = []
-        for task, support in enumerate(supports):
-            own = {key: value[task] for key, value in tensors.items()}
-            for key in self.codec.layout.head_keys:
-                own[key] = own[key][: len(support)]
-            scores = {"chosen": None, "support_loss": None, "support_losses": None, "folds": None}
-            if choices is not None:
-                one = choices[task]
-                scores = {"chosen": one.option, "support_loss": one.scores[one.option]}
-                scores |= {"support_losses": one.scores, "folds": one.num_folds}
-            shots = [len(examples) for examples in support.values()]
+        for task, own in enumerate(self.codec.layout.unstack(tensors, batch.class_mask.sum(dim=1).tolist())):
+            shots = torch.bincount(batch.labels[task][batch.labels[task] >= 0]).tolist()
             adapters.append(
                 GeneratedAdapter(
-                    tensors={key: value.clone(memory_format=torch.contiguous_format) for key, value in own.items()},
+                    tensors=own,
                     lora_config=self.codec.config.lora_config,
                     base_model=self.codec.config.base_model,
-                    labels=list(support),
-                    details=details | {"shots": shots, "seed": seeds[task]} | scores,
-                    support=support if is_text(support) else None,
+                    labels=list(batch.classes[task]),
+                    details=replace(details, shots=shots, seed=seeds[task]),
+                    support=None
+                    if isinstance(supports, SupportBatch) or not is_text(supports[task])
+                    else supports[task],
                 )
             )
         return adapters
+
+    @torch.no_grad()
+    def select(self, output: MCDiPipelineOutput) -> MCDiPipelineOutput:
+        """Choose for each task among its candidates, their mean and what is free: the mean adapter and the frozen
+        backbone, both with heads imprinted from the support.
+
+        The choice goes by the cross-validated loss on the support set. For a fold the candidates are generated anew
+        without it, from the same noise. With one example of a class there are no folds: the loss is that on the support
+        itself.
+
+        Args:
+            output ([`MCDiPipelineOutput`]): Of a call with `output_type="peft"` on examples.
+
+        Returns:
+            [`MCDiPipelineOutput`] with the chosen adapters, whose `details` say what was chosen.
+
+        Example:
+            >>> adapter = pipe.select(pipe(support, num_candidates=8)).adapters[0]
+        """
+        check_continues(output, "select")
+        draws, adapters = output.draws, []
+        selector = Selector(self.stacked, self.codec, self.decode_adapters)
+        for batch, candidates in zip(draws.batches, draws.candidates):
+            first, folds, of_folds = len(adapters), Folds.of(batch.labels), candidates[:0]
+            if len(folds.tasks):
+                left = replace(batch[folds.tasks], labels=folds.kept)
+                again = draws.again(first + folds.tasks)
+                of_folds = self(left, batch_size=len(left), output_type="latent", **again).draws.candidates[0]
+            for task, choice in enumerate(selector.choose(batch, candidates, folds, of_folds)):
+                check_finite(choice.tensors, first + task)
+                adapter = output.adapters[first + task]
+                (tensors,) = self.codec.layout.unstack(choice.tensors, [len(adapter.labels)])
+                adapters.append(replace(adapter, tensors=tensors, details=replace(adapter.details, **choice.details)))
+        return MCDiPipelineOutput(adapters=adapters, draws=draws)
+
+    def refine(
+        self, output: MCDiPipelineOutput, num_steps: int = 5, learning_rate: float = 1e-3
+    ) -> MCDiPipelineOutput:
+        """Train the adapters further on their support sets, all of a part in one stack; see [`refine_adapters`].
+
+        Args:
+            output ([`MCDiPipelineOutput`]): Of a call with `output_type="peft"` on examples, or of
+                [`MCDiPipeline.select`].
+            num_steps (`int`, *optional*, defaults to 5): Adam's steps, each on the whole support set.
+            learning_rate (`float`, *optional*, defaults to 1e-3): Adam's, with a linear decay to zero.
+
+        Example:
+            >>> adapter = pipe.refine(pipe(support), num_steps=5).adapters[0]
+        """
+        check_continues(output, "refine")
+        if num_steps < 1:
+            raise ValueError(f"num_steps is {num_steps}: expected 1 or more.")
+        adapters = []
+        for batch in output.draws.batches:
+            part = output.adapters[len(adapters) :][: len(batch)]
+            tensors = self.codec.layout.stack([one.tensors for one in part], batch.class_mask.shape[1])
+            tensors = {key: value.to(batch.labels.device) for key, value in tensors.items()}
+            tensors = refine_adapters(self.stacked, tensors, batch, num_steps, learning_rate)
+            check_finite(tensors, len(adapters))
+            own = self.codec.layout.unstack(tensors, [len(one.labels) for one in part])
+            adapters += [
+                replace(one, tensors=new, details=replace(one.details, refine_steps=num_steps))
+                for one, new in zip(part, own)
+            ]
+        return MCDiPipelineOutput(adapters=adapters, draws=output.draws)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+        """Load a pipeline, with everything that diffusers' own method takes.
+
+        Only JSON and safetensors are read. Nothing that a folder or a repository holds is run, whatever
+        `trust_remote_code` says: a component of another class is handed in by its name, `denoiser=mine`.
+
+        Raises:
+            `ValueError`: when a file is damaged, does not fit the others, or asks for something that is not read; the
+                file is named, see [`check_pipeline_folder`].
+            `OSError`: when a file is missing or cannot be read.
+        """
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError("use_safetensors is False, but only safetensors are read: leave it out.")
+        kwargs["use_safetensors"] = True  # diffusers would fall back to pickles
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            # One commit from the first look on, whatever is pushed meanwhile; offline it is the cached one.
+            kwargs["revision"] = download_index(cls, str(pretrained_model_name_or_path), kwargs).parent.name
+            pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            pipe.revision = kwargs["revision"]
+            return pipe
+        check_pipeline_folder(cls, folder, kwargs)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except ValueError as error:  # a setting of the index that the constructor refuses
+            raise ValueError(f"{folder} cannot be loaded: {error}") from error
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
+        """Download a pipeline from the Hub, which `from_pretrained` does by itself. Refuses what it refuses."""
+        # Before diffusers reads it, who would ask for the code that it names.
+        check_index(cls, download_index(cls, pretrained_model_name, kwargs), kwargs)
+        folder = super().download(pretrained_model_name, **kwargs)
+        check_pipeline_folder(cls, Path(folder), kwargs)
+        return folder
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save the pipeline, with everything that diffusers' own method takes.
+
+        All files are made beside the folder and moved in when they are on the disk, `model_index.json` last: without it
+        no loader takes the folder for a pipeline. Saved again after loading it is the same files.
+        """
+        folder, save = Path(save_directory), super().save_pretrained
+        push = kwargs.pop("push_to_hub", False)
+        hub = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
+
+        def write(beside: Path) -> None:
+            save(str(beside), **kwargs)
+            forget_origin(beside)
+
+        write_folder(folder, write, last=self.config_name)
+        if push:
+            self.push_to_hub(hub.pop("repo_id", folder.name), **hub, **kwargs)

@@ -1,11 +1,41 @@
 """What the pipeline returns."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers.utils import BaseOutput
 
 from ..adapters.generated import GeneratedAdapter
+from ..data.episodes import SupportBatch
+
+
+@dataclass
+class Draws:
+    """How some tasks' adapters were drawn: what `select` and `refine` go on from.
+
+    Attributes:
+        settings (`dict`): Arguments of the call: `num_candidates`, `num_inference_steps`, `strength`, `temperature`, `eta`.
+        generators (`list[torch.Generator]`): Every task's stream of noise, before the first draw.
+        latents (`torch.Tensor` of shape `(tasks * candidates, tokens, token_dim)`, *optional*): The starting noise, if it
+            was given.
+        batches (`list[SupportBatch]`): The encoded support sets, in the parts that the call worked on.
+        candidates (`list[torch.Tensor]`): The tokens of each part, `(tasks, candidates, tokens, token_dim)`.
+    """
+
+    settings: dict[str, Any]
+    generators: list[torch.Generator]
+    latents: torch.Tensor | None
+    batches: list[SupportBatch] = field(default_factory=list)
+    candidates: list[torch.Tensor] = field(default_factory=list)
+
+    def again(self, tasks: torch.Tensor) -> dict[str, Any]:
+        """The arguments that draw for some tasks from the same noise again."""
+        tasks, latents = tasks.cpu(), self.latents
+        if latents is not None:
+            latents = latents.unflatten(0, (-1, self.settings["num_candidates"]))[tasks].flatten(0, 1)
+        generators = [self.generators[task].clone_state() for task in tasks.tolist()]
+        return {**self.settings, "generator": generators, "latents": latents}
 
 
 @dataclass
@@ -13,8 +43,11 @@ class MCDiPipelineOutput(BaseOutput):
     """
     Args:
         adapters (`list[GeneratedAdapter]` or `torch.Tensor`):
-            One a task; a tensor of shape `(tasks, numbers)` for `output_type="pt"` and of shape
-            `(tasks, tokens, token_dim)` for `"latent"`.
+            One a task, the mean of its candidates; a tensor of shape `(tasks, numbers)` for `output_type="pt"` and of
+            shape `(tasks, tokens, token_dim)` for `"latent"`.
+        draws ([`Draws`]):
+            How they were drawn, for [`MCDiPipeline.select`] and [`MCDiPipeline.refine`].
     """
 
     adapters: list[GeneratedAdapter] | torch.Tensor
+    draws: Draws

@@ -1,15 +1,14 @@
 """Choosing one adapter among candidates and what is free, by cross-validation on the support."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from .support import SupportBatch
-
-
-if TYPE_CHECKING:
-    from .pipeline_mcdi import MCDiPipeline
+from ..adapters.codec import AdapterCodec
+from ..adapters.stacked import StackedLora
+from ..data.episodes import SupportBatch, task_losses
 
 
 MAX_FOLDS = 4
@@ -58,104 +57,111 @@ class Choice:
     """What was chosen for one task.
 
     Attributes:
-        option (`str`): `"frozen backbone"`, `"mean adapter"`, `"candidate I"` or `"mean of candidates"`.
-        tokens (`torch.Tensor` of shape `(tokens, token_dim)`, *optional*): Its tokens; none say the frozen backbone.
-        scores (`dict[str, float]`): Option -> mean cross-entropy on examples that it was not made of, if there were
-            folds, and on the support itself otherwise.
-        num_folds (`int`): The folds; 1 without any.
+        chosen (`str`): `"frozen backbone"`, `"mean adapter"`, `"candidate I"` or `"mean of candidates"`.
+        tensors (`dict[str, torch.Tensor]`): The adapter, key -> `(1, *shape)`.
+        support_losses (`dict[str, float]`): Option -> mean cross-entropy on examples that it was not made of, if there
+            were folds, and on the support itself otherwise.
+        folds (`int`): The folds; 1 without any.
     """
 
-    option: str
-    tokens: torch.Tensor | None
-    scores: dict[str, float]
-    num_folds: int
+    chosen: str
+    tensors: dict[str, torch.Tensor]
+    support_losses: dict[str, float]
+    folds: int
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What [`GenerationDetails`] says of it."""
+        return {"chosen": self.chosen, "support_losses": self.support_losses, "folds": self.folds}
 
 
-def choose(
-    pipe: "MCDiPipeline",
-    candidates: torch.Tensor,
-    of_folds: torch.Tensor,
-    folds: Folds,
-    batch: SupportBatch,
-    classes: list[tuple[str, ...]],
-) -> list[Choice]:
-    """Judge the candidates of every task, and what is free, each task in one stacked pass.
+class Selector:
+    """Judges the candidates of tasks, and what is free, each task in one stacked pass.
 
     Args:
-        pipe ([`MCDiPipeline`]): The generator.
-        candidates (`torch.Tensor` of shape `(tasks, candidates, tokens, token_dim)`): Made of the whole support.
-        of_folds (`torch.Tensor` of shape `(folds, candidates, tokens, token_dim)`): From the same noise, made of what
-            each fold leaves.
-        folds ([`Folds`]): The folds.
-        batch ([`SupportBatch`]): The support sets, with examples.
-        classes (`list[tuple[str, ...]]`): The class names of every task.
+        stacked ([`StackedLora`]): The frozen backbone.
+        codec ([`AdapterCodec`]): The codec of the candidates' tokens.
+        complete (`Callable`): Tokens and their [`SupportBatch`] -> whole adapters.
     """
-    words = pipe.stacked.word_heads(classes)
-    chosen = []
-    for task, own in enumerate(candidates):
-        members = folds.tasks == task
-        head = words and tuple(values[task] for values in words)
-        if members.any():
-            kept, judged, made = folds.kept[members], folds.held_out[members], of_folds[members]
-        else:
-            kept = judged = batch.labels[task].unsqueeze(0)
-            made = own.unsqueeze(0)
-        losses = _losses(pipe, _options(made), kept, judged, batch, task, head)
-        options = _options(own.unsqueeze(0))[0]
-        names = [FROZEN, MEAN_ADAPTER, *(f"candidate {number + 1}" for number in range(len(own)))]
-        names += [AVERAGE] if len(own) > 1 else []
-        best = int(losses.argmin())
-        tokens = None if best == 0 else options[best - 1]
-        chosen.append(Choice(names[best], tokens, dict(zip(names, losses.tolist())), len(made)))
-    return chosen
 
+    def __init__(
+        self,
+        stacked: StackedLora,
+        codec: AdapterCodec,
+        complete: Callable[[torch.Tensor, SupportBatch], dict[str, torch.Tensor]],
+    ) -> None:
+        self.stacked, self.codec, self.complete = stacked, codec, complete
 
-def frozen_adapters(
-    pipe: "MCDiPipeline", batch: SupportBatch, labels: torch.Tensor, words: tuple[torch.Tensor, torch.Tensor] | None
-) -> dict[str, torch.Tensor]:
-    """Adapters that leave the backbone as it is, with heads imprinted from what it makes of the support.
+    def choose(
+        self, batch: SupportBatch, candidates: torch.Tensor, folds: Folds, fold_candidates: torch.Tensor
+    ) -> list[Choice]:
+        """Choose for every task the option of the least loss.
 
-    Args:
-        pipe ([`MCDiPipeline`]): The generator.
-        batch ([`SupportBatch`]): The support sets, with examples.
-        labels (`torch.Tensor` of shape `(tasks, examples)`): The classes of those to imprint from, -1 elsewhere.
-        words (`tuple`, *optional*): The words that stand in for the heads of a language model.
+        Args:
+            batch ([`SupportBatch`]): The support sets, with examples.
+            candidates (`torch.Tensor` of shape `(tasks, candidates, tokens, token_dim)`): Made of the whole support.
+            folds ([`Folds`]): The folds.
+            fold_candidates (`torch.Tensor` of shape `(folds, candidates, tokens, token_dim)`): From the same noise, made
+                of what each fold leaves.
+        """
+        number = candidates.shape[1]
+        names = [FROZEN, MEAN_ADAPTER, *(f"candidate {index + 1}" for index in range(number))]
+        names += [AVERAGE] if number > 1 else []
+        choices = []
+        for task in range(len(batch)):
+            members = folds.tasks == task
+            own = batch[torch.tensor([task])]
+            kept, judged, made = own.labels, own.labels, candidates[[task]]
+            if members.any():
+                kept, judged, made = folds.kept[members], folds.held_out[members], fold_candidates[members]
+            losses = self._losses(own, kept, judged, self._options(made))
+            best = int(losses.argmin())
+            if best == 0:
+                tensors = self._frozen_adapters(own)
+            else:
+                tensors = self.complete(self._options(candidates[[task]])[0, [best - 1]], own)
+            choices.append(Choice(names[best], tensors, dict(zip(names, losses.tolist())), len(made)))
+        return choices
 
-    Returns:
-        Key -> `torch.Tensor` of shape `(tasks, *shape)`.
-    """
-    tensors = pipe.codec.mean_adapter(len(labels))
-    tensors = {key: torch.zeros_like(value) if "lora_B" in key else value for key, value in tensors.items()}
-    if words is None:
-        inputs, scale = batch.examples[batch.rows.flatten()], pipe.codec.config.imprint_scale
-        head = pipe.stacked.imprint(tensors, inputs, labels, batch.class_mask, scale)
-        tensors |= dict(zip(pipe.codec.layout.head_keys, head))
-    return tensors
+    @staticmethod
+    def _options(candidates: torch.Tensor) -> torch.Tensor:
+        """The mean adapter, whose tokens are zero, the candidates, and their mean if there are several."""
+        parts = [torch.zeros_like(candidates[:, :1]), candidates]
+        if candidates.shape[1] > 1:
+            parts.append(candidates.mean(dim=1, keepdim=True))
+        return torch.cat(parts, dim=1)
 
+    def _frozen_adapters(self, batch: SupportBatch) -> dict[str, torch.Tensor]:
+        """Adapters that leave the backbone as it is, with heads imprinted from what it makes of the support."""
+        tensors = self.codec.mean_adapter(len(batch))
+        tensors = {key: torch.zeros_like(value) if "lora_B" in key else value for key, value in tensors.items()}
+        if self.codec.layout.head_keys:
+            head = self.stacked.free_heads(batch, self.codec.config.imprint_scale, tensors)
+            tensors |= dict(zip(self.codec.layout.head_keys, head))
+        return tensors
 
-def _options(candidates: torch.Tensor) -> torch.Tensor:
-    """The mean adapter, whose tokens are zero, the candidates, and their mean if there are several."""
-    parts = [torch.zeros_like(candidates[:, :1]), candidates]
-    if candidates.shape[1] > 1:
-        parts.append(candidates.mean(dim=1, keepdim=True))
-    return torch.cat(parts, dim=1)
+    def _losses(
+        self, task: SupportBatch, kept: torch.Tensor, judged: torch.Tensor, options: torch.Tensor
+    ) -> torch.Tensor:
+        """The mean cross-entropy of the frozen backbone and of every option, over all folds: `(1 + options,)`.
 
-
-def _losses(pipe, options, kept, judged, batch, task, words) -> torch.Tensor:
-    """The mean cross-entropy of the frozen backbone and of every option, over all folds: `(1 + options,)`."""
-    count, number = options.shape[:2]
-    part = batch.repeat(task, count * number, kept.repeat_interleave(number, dim=0))
-    tensors = pipe.complete(options.flatten(0, 1), part)
-    plain = batch.repeat(task, count, kept)
-    frozen = frozen_adapters(pipe, plain, kept, words)
-    tensors = {
-        key: torch.cat([frozen[key].unsqueeze(1), value.unflatten(0, (count, number))], dim=1).flatten(0, 1)
-        for key, value in tensors.items()
-    }
-    part = batch.repeat(task, count * (1 + number), judged.repeat_interleave(1 + number, dim=0))
-    head = words and tuple(value.expand(len(part.labels), *value.shape) for value in words)
-    logits = pipe.stacked.logits(tensors, part.examples[part.plain_rows.flatten()], part.class_mask, head)
-    losses = torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2), part.labels, ignore_index=-1, reduction="none"
-    ).unflatten(0, (count, 1 + number))
-    return losses.sum(dim=(0, 2)) / (judged >= 0).sum()
+        Args:
+            task ([`SupportBatch`]): One task.
+            kept, judged (`torch.Tensor` of shape `(folds, examples)`): The classes to make heads of, and to judge by.
+            options (`torch.Tensor` of shape `(folds, options, tokens, token_dim)`): The tokens of the options.
+        """
+        count, number = options.shape[:2]
+        folds = torch.zeros(count, dtype=torch.long, device=kept.device)
+        made_of = replace(task[folds], labels=kept)
+        frozen = self._frozen_adapters(made_of)
+        each = torch.arange(count, device=kept.device).repeat_interleave(number)
+        tensors = self.complete(options.flatten(0, 1), made_of[each])
+        tensors = {
+            key: torch.cat([frozen[key].unsqueeze(1), value.unflatten(0, (count, number))], dim=1).flatten(0, 1)
+            for key, value in tensors.items()
+        }
+        labels = judged.repeat_interleave(1 + number, dim=0)
+        judged_on = replace(task[folds.repeat_interleave(1 + number)], labels=labels)
+        losses = task_losses(self.stacked.logits(tensors, judged_on), labels).unflatten(0, (count, 1 + number))
+        weights = (judged >= 0).sum(dim=1, keepdim=True)
+        return (losses * weights).sum(dim=0) / weights.sum()

@@ -1,7 +1,8 @@
 """What a user may hand in as a support set, brought to one form."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -9,70 +10,17 @@ from datasets import ClassLabel, Dataset, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from ..backbones import FrozenBackbone
-from ..layers import EncodedExamples
-from ..tokenized import TokenizedText
+from ..adapters.stacked import StackedLora
+from ..backbones.frozen import FrozenBackbone
+from ..data.augmentation import augmented_views
+from ..data.episodes import SupportBatch
 
 
 TEXTS = (Value("string"), Value("large_string"))
-KINDS = ("texts", "pairs of texts", "tokenised texts", "images", "ready features")
-Example = str | tuple[str, str] | TokenizedText | Image.Image
-Support = Mapping[str, Sequence[Example] | Mapping[str, Any] | torch.Tensor] | Dataset
+KINDS = ("texts", "pairs of texts", "images", "ready features")
+Example = str | tuple[str, str] | Image.Image
+Support = Mapping[str, Sequence[Example] | torch.Tensor] | Dataset
 SupportSet = dict[str, list[Example] | torch.Tensor]
-
-
-@dataclass
-class SupportBatch:
-    """The support sets of some tasks, padded to one shape.
-
-    Attributes:
-        features (`torch.Tensor` of shape `(tasks, examples, feature_dim)`): What the head reads under the mean adapter,
-            the mean of the views of an example.
-        labels (`torch.Tensor` of shape `(tasks, examples)`): Classes from 0; -1 marks padding.
-        class_mask (`torch.Tensor` of shape `(tasks, classes)`): False marks padding.
-        rows (`torch.Tensor` of shape `(tasks, views * examples)`): Their rows in `examples`, on the CPU, those of the
-            first view first; 0 for padding.
-        examples (`EncodedExamples`, *optional*): The examples below the adapted layers, task after task.
-    """
-
-    features: torch.Tensor
-    labels: torch.Tensor
-    class_mask: torch.Tensor
-    rows: torch.Tensor
-    examples: EncodedExamples | None
-
-    @classmethod
-    def pad(
-        cls,
-        supports: list[SupportSet],
-        ways: int,
-        features: torch.Tensor,
-        examples: EncodedExamples | None = None,
-    ) -> "SupportBatch":
-        """Bring the features `(examples of all tasks, feature_dim)` of some support sets to one shape, of `ways` classes."""
-        labels = [
-            torch.cat([torch.full((len(group),), index) for index, group in enumerate(support.values())])
-            for support in supports
-        ]
-        sizes = [len(one) for one in labels]
-        rows = torch.nn.utils.rnn.pad_sequence(torch.arange(sum(sizes)).split(sizes), batch_first=True)
-        if examples is not None:
-            rows = torch.cat([rows + view * len(examples) for view in range(examples.num_views)], dim=1)
-        features = torch.nn.utils.rnn.pad_sequence(features.split(sizes), batch_first=True)
-        labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
-        class_mask = torch.arange(ways) < torch.tensor([[len(support)] for support in supports])
-        return cls(features, labels.to(features.device), class_mask.to(features.device), rows, examples)
-
-    @property
-    def plain_rows(self) -> torch.Tensor:
-        """The rows of the examples as they are, without other views: `(tasks, examples)`."""
-        return self.rows[:, : self.labels.shape[1]]
-
-    def repeat(self, task: int, count: int, labels: torch.Tensor) -> "SupportBatch":
-        """One task `count` times, with labels `(count, examples)` of its own each time."""
-        fields = (self.features, self.class_mask, self.rows)
-        features, class_mask, rows = (value[task].expand(count, *value.shape[1:]) for value in fields)
-        return SupportBatch(features, labels, class_mask, rows, self.examples)
 
 
 def as_support_sets(support: Support | list[Support], feature_dim: int) -> list[SupportSet]:
@@ -80,8 +28,8 @@ def as_support_sets(support: Support | list[Support], feature_dim: int) -> list[
 
     Args:
         support (`dict`, `datasets.Dataset` or a list of these):
-            A `dict` maps a label to its examples: texts, pairs of texts as tuples, a batch of the backbone's tokenizer,
-            PIL images, or ready features as a tensor of shape `(shots, feature_dim)`. A `Dataset` has one `ClassLabel` column and one column of texts or
+            A `dict` maps a label to its examples: texts, pairs of texts as tuples, PIL images, or ready features
+            as a tensor of shape `(shots, feature_dim)`. A `Dataset` has one `ClassLabel` column and one column of texts or
             images.
         feature_dim (`int`):
             The width of ready features.
@@ -101,28 +49,79 @@ def as_support_sets(support: Support | list[Support], feature_dim: int) -> list[
     return checked
 
 
+def holds_features(supports: list[SupportSet]) -> bool:
+    """Whether support sets are of ready features, in place of examples."""
+    return isinstance(next(iter(supports[0].values())), torch.Tensor)
+
+
+def encode_features(supports: list[SupportSet], ways: int | None, device: torch.device) -> SupportBatch:
+    """Bring support sets of ready features to one shape, of `ways` classes or of the most that there are."""
+    batch = _numbered(supports, ways, device)
+    table = torch.cat([features for support in supports for features in support.values()]).to(device)
+    return replace(batch, rows=None, features=table[batch.rows])
+
+
+def encode_examples(
+    supports: list[SupportSet],
+    stacked: StackedLora,
+    mean_adapter: dict[str, torch.Tensor],
+    num_views: int = 1,
+    ways: int | None = None,
+) -> SupportBatch:
+    """See support sets through the frozen layers, and through the mean adapter above them.
+
+    Args:
+        supports (`list[dict]`): What [`as_support_sets`] returns, of examples.
+        stacked ([`StackedLora`]): The frozen backbone.
+        mean_adapter (`dict[str, torch.Tensor]`): Key -> `(1, *shape)`.
+        num_views (`int`, *optional*, defaults to 1): The views of an example that its features are the mean of.
+        ways (`int`, *optional*): How many classes to pad to; by default the most that there are.
+
+    Returns:
+        [`SupportBatch`] with features and examples.
+    """
+    batch = _numbered(supports, ways, stacked.device)
+    sets = [[example for group in support.values() for example in group] for support in supports]
+    # A task's views do not depend on its neighbours: each counts its examples from 0.
+    views = [augmented_views(examples, num_views) for examples in sets]
+    ordered = [
+        example
+        for view in range(num_views)
+        for examples, own in zip(sets, views)
+        for example in own[view * len(examples) : (view + 1) * len(examples)]
+    ]
+    examples = stacked.encode(ordered, num_views=num_views)
+    features = stacked.features_of_all(mean_adapter, examples, torch.arange(len(ordered)))
+    features = features.unflatten(0, (num_views, -1)).mean(dim=0)[batch.rows]
+    rows = torch.cat([batch.rows + view * len(examples) for view in range(num_views)], dim=1)
+    return replace(batch, rows=rows, features=features, examples=examples)
+
+
+def _numbered(supports: list[SupportSet], ways: int | None, device: torch.device) -> SupportBatch:
+    """Support sets as rows of a table that holds the examples of all of them, one behind the other."""
+    numbers = count()
+    rows = [[[next(numbers) for _ in group] for group in support.values()] for support in supports]
+    return SupportBatch.from_rows(rows, [tuple(support) for support in supports], ways, device)
+
+
 def is_text(support: SupportSet) -> bool:
     """Whether a support set is of texts or of pairs of them, which can be written down."""
     return all(isinstance(example, str | tuple) for examples in support.values() for example in examples)
 
 
-def check_readable(supports: list[SupportSet], backbone: FrozenBackbone, num_views: int) -> None:
-    """Refuse examples that the backbone does not read or that have no views, and labels that a language model cannot tell
-    apart.
+def check_readable(supports: list[SupportSet], backbone: FrozenBackbone) -> None:
+    """Refuse examples that the backbone does not read, and labels that a language model cannot tell apart.
 
     Args:
         supports (`list[dict]`): What [`as_support_sets`] returns, without ready features.
         backbone (`FrozenBackbone`): The backbone.
-        num_views (`int`): The views that will be made of every example.
     """
     (kind,) = _kinds(supports)
-    if kind == "tokenised texts" and num_views > 1:
-        raise ValueError(f"The pipeline sees {num_views} views of an example; tokens have but one: hand in texts.")
     if (kind == "images") != backbone.reads_images:
         reads = "images" if backbone.reads_images else "texts"
         raise ValueError(f"The support holds {kind}, but the backbone {backbone.name_or_path!r} reads {reads}.")
     if backbone.is_causal_lm:
-        backbone.word_heads([tuple(support) for support in supports])
+        backbone.verbalizers([tuple(support) for support in supports])
 
 
 def _kinds(supports: list[SupportSet]) -> list[str]:
@@ -136,8 +135,6 @@ def _kind(example: Any) -> str:
         return "pairs of texts"
     if isinstance(example, Image.Image):
         return "images"
-    if isinstance(example, TokenizedText):
-        return "tokenised texts"
     return "texts" if isinstance(example, str) else "ready features"
 
 
@@ -175,16 +172,16 @@ def _check_examples(label: str, examples: Any, feature_dim: int) -> list[Example
     if isinstance(examples, str | Image.Image):
         kind = "string" if isinstance(examples, str) else "image"
         raise ValueError(f"The examples of {label!r} are one {kind}: expected a list of {kind}s.")
-    if not isinstance(examples, Iterable):
+    if not isinstance(examples, Iterable) or isinstance(examples, Mapping):
         raise TypeError(f"The examples of {label!r} are a {type(examples).__name__}: expected a list.")
-    examples = TokenizedText.rows(examples) if isinstance(examples, Mapping) else list(examples)
+    examples = list(examples)
     if not examples:
         raise ValueError(f"The class {label!r} has no example: expected at least one.")
     for example in examples:
         texts = example if isinstance(example, tuple) and len(example) == 2 else (example,)
         if isinstance(example, Image.Image):
             _check_image(label, example)
-        elif not isinstance(example, TokenizedText) and not all(map(_is_text, texts)):
+        elif not all(map(_is_text, texts)):
             raise ValueError(
                 f"The class {label!r} holds {example!r}: expected a text that is not empty, a tuple of two such texts or "
                 "a PIL image."

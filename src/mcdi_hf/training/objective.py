@@ -1,10 +1,11 @@
 """The local consistency loss over weight tokens."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from ..data.episodes import SupportBatch
 from ..models.denoiser import MCDiDenoiser
 from ..models.task_encoder import TaskEncoder
 from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
@@ -20,21 +21,6 @@ OBJECTIVES = {
 
 
 @dataclass
-class Condition:
-    """What the network sees of some tasks.
-
-    Attributes:
-        features (`torch.Tensor` of shape `(rows, examples, feature_dim)`): The support features.
-        labels (`torch.Tensor` of shape `(rows, examples)`): Their classes; -1 marks padding.
-        class_mask (`torch.Tensor` of shape `(rows, classes)`): False marks padding.
-    """
-
-    features: torch.Tensor
-    labels: torch.Tensor
-    class_mask: torch.Tensor
-
-
-@dataclass
 class TrainingBatch:
     """Draws from one task: the same targets, each row with a support set of its own.
 
@@ -42,22 +28,15 @@ class TrainingBatch:
         targets (`torch.Tensor` of shape `(rows, targets, tokens, token_dim)`): The local targets, encoded as residuals
             to each row's own imprinted head, if they have one.
         token_mask (`torch.Tensor` of shape `(rows, tokens, token_dim)`): Which numbers count.
-        features (`torch.Tensor` of shape `(rows, examples, feature_dim)`): The support features.
-        labels (`torch.Tensor` of shape `(rows, examples)`): Their classes; -1 marks padding.
-        class_mask (`torch.Tensor` of shape `(rows, classes)`): False marks padding.
-        has_head (`bool`, *optional*, defaults to `True`): Whether the last tokens are those of a head, one a class.
+        support ([`SupportBatch`]): The support sets of the rows, with features.
     """
 
     targets: torch.Tensor
     token_mask: torch.Tensor
-    features: torch.Tensor
-    labels: torch.Tensor
-    class_mask: torch.Tensor
-    has_head: bool = True
+    support: SupportBatch
 
     def to(self, device: torch.device) -> "TrainingBatch":
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **tensors)
+        return TrainingBatch(self.targets.to(device), self.token_mask.to(device), self.support.to(device))
 
 
 class ConditionalDenoiser(nn.Module):
@@ -68,10 +47,10 @@ class ConditionalDenoiser(nn.Module):
         self.task_encoder = task_encoder
         self.denoiser = denoiser
 
-    def forward(self, sample: torch.Tensor, timesteps: torch.Tensor, batch: Condition | TrainingBatch) -> torch.Tensor:
+    def forward(self, sample: torch.Tensor, timesteps: torch.Tensor, support: SupportBatch) -> torch.Tensor:
         """The denoiser's output for noised tokens `(rows, tokens, token_dim)` at timesteps `(rows,)`."""
-        task = self.task_encoder(batch.features, batch.labels, batch.class_mask)
-        return self.denoiser(sample, timesteps, task.class_tokens, task.task_token, batch.class_mask).sample
+        task = self.task_encoder(support.features, support.labels, support.class_mask)
+        return self.denoiser(sample, timesteps, task.class_tokens, task.task_token, support.class_mask).sample
 
 
 def local_consistency_loss(
@@ -135,11 +114,11 @@ def local_consistency_losses(
     chosen, timesteps, noise = (tensor.to(batch.targets.device) for tensor in (chosen, timesteps, noise))
     targets = batch.targets[torch.arange(rows, device=chosen.device), chosen - 1 + count - segments]
     sample = scheduler.add_noise(targets, noise, timesteps, chosen)
-    error = model(sample, timesteps, batch).float() - scheduler.get_target(targets, noise, timesteps, chosen)
+    error = model(sample, timesteps, batch.support).float() - scheduler.get_target(targets, noise, timesteps, chosen)
     error = error.square() * batch.token_mask
     sizes = [error.shape[1]]
-    if batch.has_head:
-        ways = batch.class_mask.shape[1]
+    if model.denoiser.config.head_width:
+        ways = batch.support.class_mask.shape[1]
         sizes = [error.shape[1] - ways, ways]
     parts = zip(error.split(sizes, dim=1), batch.token_mask.split(sizes, dim=1))
     per_row = sum(part.sum(dim=(1, 2)) / mask.sum(dim=(1, 2)) for part, mask in parts)

@@ -1,16 +1,17 @@
 """The task loss: what is generated, judged on query examples through the frozen backbone."""
 
+from dataclasses import replace
+
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..adapters.codec import AdapterCodec
-from ..adapters.completion import complete_adapters
 from ..adapters.stacked import StackedLora
-from ..episodes import Episodes
-from ..layers import EncodedExamples
+from ..data.encoded import EncodedExamples
+from ..data.episodes import SupportBatch, task_losses
+from ..data.tasks import Task
 from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
-from ..tasks import Task
-from .objective import Condition, ConditionalDenoiser
+from .objective import ConditionalDenoiser
 
 
 class TaskLoss:
@@ -57,44 +58,30 @@ class TaskLoss:
             steps (`int`): How many steps of the sampler come before the prediction that is judged.
             generators (`list[torch.Generator]`): One a task, so that its draws do not depend on its neighbours.
         """
-        episodes = Episodes.of(tasks, self.stacked.device)
-        features = self.features[episodes.support]
-        noise = self._noise(
-            [(int(count), features.shape[2]) for count in (episodes.labels >= 0).sum(dim=1)], generators
-        )
-        condition = Condition(features + self.condition_noise * noise, episodes.labels, episodes.class_mask)
-        tokens = self._predict(model, condition, steps, generators)
-        tensors = complete_adapters(
-            self.codec,
-            tokens,
-            features,
-            episodes.labels,
-            episodes.class_mask,
-            self.stacked if self.imprint_from == "generated" else None,
-            self.examples,
-            episodes.support,
-        )
-        words = self.stacked.word_heads([task.classes for task in tasks])
-        logits = self.stacked.logits(tensors, self.examples[episodes.query.flatten()], episodes.class_mask, words)
-        losses = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), episodes.query_labels, ignore_index=-1, reduction="none"
-        )
-        return losses.sum(dim=1) / (episodes.query_labels >= 0).sum(dim=1)
+        support = SupportBatch.from_tasks(tasks, device=self.stacked.device)
+        support.features, support.examples = self.features[support.rows], self.examples
+        counts = (support.labels >= 0).sum(dim=1).tolist()
+        noise = self._noise([(count, support.features.shape[2]) for count in counts], generators)
+        seen = replace(support, features=support.features + self.condition_noise * noise)
+        tokens = self._predict(model, seen, steps, generators)
+        tensors = self.codec.complete(tokens, support, self.stacked if self.imprint_from == "generated" else None)
+        query = replace(SupportBatch.from_tasks(tasks, "query", self.stacked.device), examples=self.examples)
+        return task_losses(self.stacked.logits(tensors, query), query.labels)
 
     def _predict(
-        self, model: ConditionalDenoiser, condition: Condition, steps: int, generators: list[torch.Generator]
+        self, model: ConditionalDenoiser, support: SupportBatch, steps: int, generators: list[torch.Generator]
     ) -> torch.Tensor:
         """The clean tokens that the network predicts after some steps of the sampler."""
-        ways = condition.class_mask.sum(dim=1).tolist()
+        ways = support.class_mask.sum(dim=1).tolist()
         shapes = [(self.codec.num_tokens(count), self.codec.layout.token_dim) for count in ways]
         sample = self._noise(shapes, generators)
         for timestep in self.scheduler.timesteps[:steps]:
             with torch.no_grad():
-                output = model(sample, timestep, condition)
+                output = model(sample, timestep, support)
                 noise = self._noise(shapes, generators)
                 sample = self.scheduler.step(output, timestep, sample, eta=1.0, variance_noise=noise).prev_sample
         timestep = self.scheduler.timesteps[steps]
-        output = model(sample, timestep, condition)
+        output = model(sample, timestep, support)
         return self.scheduler.step(output, timestep, sample).pred_original_sample
 
     def _noise(self, shapes: list[tuple[int, int]], generators: list[torch.Generator]) -> torch.Tensor:

@@ -3,8 +3,8 @@
 import torch
 
 from ..adapters.stacked import StackedLora
-from ..layers import EncodedExamples
-from ..tasks import Task
+from ..data.encoded import EncodedExamples
+from ..data.tasks import Task
 from .collect import LEAST_ROWS, TaskStack, TrajectorySettings, part_size
 from .shared import initial_adapter
 

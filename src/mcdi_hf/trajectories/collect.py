@@ -8,17 +8,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import SchedulerType, get_scheduler
 
-from ..adapters.gauge import canonical_trajectory
 from ..adapters.head import head_logits
 from ..adapters.stacked import StackedLora
-from ..episodes import rows_and_labels
-from ..layers import EncodedExamples
-from ..tasks import Task
-from .shared import free_heads
+from ..data.encoded import EncodedExamples
+from ..data.episodes import SupportBatch, rows_and_labels, task_losses
+from ..data.tasks import Task
 from .sharpness import sam_perturbation
 
 
-GAUGES = ("shared_start", "frozen_a", "canonical")
 # A batch of texts is passed in up to so many parts, each task's shortest texts first, so that few are padded to the
 # longest; but a pass of fewer rows than these costs more than the padding that it saves.
 TEXT_PARTS, LEAST_ROWS = 4, 32
@@ -37,10 +34,6 @@ class TrajectorySettings:
         lr_scheduler (`str`): A name that `transformers.get_scheduler` knows.
         lr_warmup_steps (`int`): Steps in which the learning rate rises from zero.
         sam_rho (`float`): How far sharpness-aware minimisation steps uphill, for each adapter; 0 is without.
-        gauge (`str`): What makes the factors of an update comparable from task to task. `"shared_start"`: all tasks
-            start from one adapter; `"frozen_a"`: besides, `lora_A` stays what it is there; `"canonical"`: the end of
-            every trajectory is brought into its canonical form and the rest aligned with it, see
-            [`canonical_trajectory`].
         imprint_scale (`float`): The sharpness of the head that training starts from.
         seed (`int`): Of the batches; a task's batches depend on it and the task's number only.
     """
@@ -53,15 +46,12 @@ class TrajectorySettings:
     lr_scheduler: str = "linear"
     lr_warmup_steps: int = 0
     sam_rho: float = 0.0
-    gauge: str = "shared_start"
     imprint_scale: float = 10.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_targets <= self.num_steps:
             raise ValueError(f"num_targets is {self.num_targets}: expected 1 to num_steps ({self.num_steps}).")
-        if self.gauge not in GAUGES:
-            raise ValueError(f"gauge is {self.gauge!r}: expected one of {', '.join(map(repr, GAUGES))}.")
         schedulers = [kind.value for kind in SchedulerType]
         if self.lr_scheduler not in schedulers:
             raise ValueError(f"lr_scheduler is {self.lr_scheduler!r}: expected one of {', '.join(schedulers)}.")
@@ -112,10 +102,11 @@ class TaskStack:
     ) -> None:
         self.stacked, self.examples, self.tasks = stacked, examples, tasks
         self.support = [rows_and_labels(task.support) for task in tasks]
-        self.ways = [len(task.classes) for task in tasks]
-        self.class_mask = torch.arange(max(self.ways)) < torch.tensor(self.ways).unsqueeze(-1)
-        self.class_mask = self.class_mask.to(stacked.device)
-        self.head = free_heads(stacked, start_features, tasks, self.class_mask, scale)
+        batch = SupportBatch.from_tasks(tasks, device=stacked.device)
+        if start_features is not None:
+            batch.features = start_features[batch.rows]
+        self.class_mask = batch.class_mask
+        self.head = stacked.free_heads(batch, scale)
         self.tensors = {key: value.to(stacked.device).repeat(len(tasks), 1, 1) for key, value in start.items()}
         self.tensors |= dict(zip(stacked.layout.head_keys, self.head))
 
@@ -145,7 +136,7 @@ class TaskStack:
 
     def losses(self, tensors: dict[str, torch.Tensor], rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The mean cross-entropy of every task on rows `(N, b)`: `(N,)`."""
-        return _cross_entropy(self.logits(tensors, rows), labels).mean(dim=1)
+        return task_losses(self.logits(tensors, rows), labels)
 
     def gradients(
         self, trained: list[torch.Tensor], rows: torch.Tensor, labels: torch.Tensor
@@ -157,7 +148,7 @@ class TaskStack:
         columns = part_size(self.examples, rows.shape[1], len(rows))
         for part, part_labels in zip(rows.split(columns, dim=1), labels.split(columns, dim=1)):
             logits = self.logits(self.tensors, part)
-            loss = _cross_entropy(logits, part_labels).sum(dim=1) / rows.shape[1]
+            loss = task_losses(logits, part_labels) * (part.shape[1] / rows.shape[1])
             loss.sum().backward(inputs=trained)
             losses = losses + loss.detach()
             right = right + (logits.detach().argmax(dim=-1) == part_labels).sum(dim=1)
@@ -213,8 +204,7 @@ def collect_trajectories(
         `ValueError`: when the weights of a task become infinite or NaN.
     """
     stack = TaskStack(stacked, examples, start, start_features, tasks, settings.imprint_scale)
-    frozen = [module.key("lora_A") for module in stacked.layout.modules if settings.gauge == "frozen_a"]
-    trained = [value.requires_grad_() for key, value in stack.tensors.items() if key not in frozen]
+    trained = [value.requires_grad_() for value in stack.tensors.values()]
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = get_scheduler(settings.lr_scheduler, optimizer, settings.lr_warmup_steps, settings.num_steps)
     randoms = [np.random.default_rng((settings.seed, number)) for number in numbers]
@@ -250,10 +240,6 @@ def collect_trajectories(
     ]
 
 
-def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-
-
 def _snapshot(stack: TaskStack) -> dict[str, torch.Tensor]:
     return {key: value.detach().clone() for key, value in stack.tensors.items()}
 
@@ -261,15 +247,13 @@ def _snapshot(stack: TaskStack) -> dict[str, torch.Tensor]:
 def _flat_trajectories(
     stack: TaskStack, snapshots: list[dict[str, torch.Tensor]], settings: TrajectorySettings
 ) -> list[np.ndarray]:
-    """For every task its snapshots in the chosen gauge, flat and without padding classes: `(k + 1, P)`."""
+    """For every task its snapshots, flat and without padding classes: `(k + 1, P)`."""
     layout = stack.stacked.layout
     tensors = {key: torch.stack([one[key] for one in snapshots], dim=1) for key in snapshots[0]}
     if not all(torch.isfinite(value).all() for value in tensors.values()):
         raise ValueError(f"A trajectory diverged: learning_rate {settings.learning_rate} is too high for its tasks.")
-    if settings.gauge == "canonical":
-        tensors = canonical_trajectory(tensors, layout)
     flat = []
-    for index, ways in enumerate(stack.ways):
+    for index, ways in enumerate(stack.class_mask.sum(dim=1).tolist()):
         own = [value[index, :, :ways] if key in layout.head_keys else value[index] for key, value in tensors.items()]
         flat.append(torch.cat([value.flatten(1) for value in own], dim=1).cpu().numpy())
     return flat

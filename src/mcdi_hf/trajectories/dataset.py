@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
 from ..adapters.layout import AdapterLayout
-from ..cached_datasets import load_cached_dataset
+from ..data.cached import load_cached_dataset
 from .description import differences, read_record
 from .folder import RECORD, TrajectoryFolder, trajectory_features
 

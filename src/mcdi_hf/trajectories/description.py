@@ -4,7 +4,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..adapters.layout import AdapterLayout
-from ..files import read_json
+from ..utils.files import read_json
 
 
 def package_versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from datasets import Array2D, Dataset, Features, List, Value
 from huggingface_hub import CommitInfo, HfApi
 
 from ..adapters.layout import AdapterLayout
-from ..files import write_file
+from ..utils.files import write_file
 from .card import trajectory_card
 from .description import differences, read_record
 from .shards import check_shard

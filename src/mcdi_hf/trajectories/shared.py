@@ -5,15 +5,14 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
-from ..adapters.head import class_means, head_logits, imprint_head
+from ..adapters.head import head_logits
 from ..adapters.layout import AdapterLayout
 from ..adapters.stacked import StackedLora
-from ..episodes import rows_and_labels
-from ..layers import EncodedExamples
-from ..tasks import EpisodeSampler, Task
-from .augmentation import draw_views
+from ..data.augmentation import draw_views
+from ..data.encoded import EncodedExamples
+from ..data.episodes import SupportBatch, task_losses
+from ..data.tasks import EpisodeSampler, Task
 
 
 def initial_adapter(layout: AdapterLayout, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -32,52 +31,21 @@ def initial_adapter(layout: AdapterLayout, seed: int = 0) -> dict[str, torch.Ten
     return tensors
 
 
-def free_heads(
-    stacked: StackedLora,
-    features: torch.Tensor | None,
-    tasks: list[Task],
-    class_mask: torch.Tensor,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The heads that need no training: imprinted from what one adapter sees of the support, or words.
-
-    Args:
-        stacked (`StackedLora`): The adapted layers; a language model's heads are the words for the classes.
-        features (`torch.Tensor` of shape `(rows, feature_dim)`, *optional*): What the head reads of every example
-            under the one adapter, see [`StackedLora.features_of_all`]. A language model needs none.
-        tasks (`list[Task]` of length `N`): The tasks.
-        class_mask (`torch.Tensor` of shape `(N, classes)`): False marks classes that are padding.
-        scale (`float`): The sharpness of an imprinted head, see [`imprint_head`].
-
-    Returns:
-        The weights `(N, classes, feature_dim)` and the biases `(N, classes)`, zero for padding.
-    """
-    if stacked.backbone.is_causal_lm:
-        return stacked.backbone.word_heads([task.classes for task in tasks])
-    rows, labels = zip(*(rows_and_labels(task.support) for task in tasks))
-    rows = pad_sequence(rows, batch_first=True)
-    labels = pad_sequence(labels, batch_first=True, padding_value=-1).to(features.device)
-    return imprint_head(class_means(features[rows], labels, class_mask.shape[1]), scale, class_mask)
-
-
 def episode_logits(
     stacked: StackedLora, tensors: dict[str, torch.Tensor], scale: float, examples: EncodedExamples, task: Task
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Classify a task's query by a head that needs no training, support and query both seen through one adapter.
 
     Returns:
-        Logits `(queries, classes)` and labels `(queries,)`.
+        Logits `(1, queries, classes)` and labels `(1, queries)`.
     """
-    support, support_labels = rows_and_labels(task.support)
-    query, query_labels = rows_and_labels(task.query)
-    query_labels = query_labels.to(stacked.device)
+    support, query = (SupportBatch.from_tasks([task], part, stacked.device) for part in ("support", "query"))
     if stacked.backbone.is_causal_lm:
-        weight, bias = (part.unsqueeze(0) for part in stacked.backbone.word_head(task.classes))
-        return head_logits(stacked.features(tensors, examples[query]), weight, bias)[0], query_labels
-    features = stacked.features(tensors, examples[torch.cat([support, query])])
-    support_features, query_features = features.split([len(support), len(query)], dim=1)
-    means = class_means(support_features, support_labels.unsqueeze(0).to(stacked.device), len(task.classes))
-    return head_logits(query_features, *imprint_head(means, scale))[0], query_labels
+        features = stacked.features(tensors, examples[query.rows[0]])
+    else:
+        features = stacked.features(tensors, examples[torch.cat([support.rows, query.rows], dim=1)[0]])
+        support.features, features = features.split([support.rows.shape[1], query.rows.shape[1]], dim=1)
+    return head_logits(features, *stacked.free_heads(support, scale)), query.labels
 
 
 def imprint_scale_for(
@@ -112,9 +80,9 @@ def train_shared_adapter(
     seed: int = 0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> tuple[dict[str, torch.Tensor], float]:
-    """Train one adapter on the episodes of many tasks, with the imprinted head (Snell et al. 2017) or words as head.
+    """Train one adapter on the episodes of many tasks, with the imprinted head (Snell et al. 2017) or a verbalizer.
 
-    Every trajectory starts here, so that all of them lie in one basis, and it is the rival that a generator has to
+    Every trajectory starts here, so that all of them lie in one basis, and it is the baseline that a generator has to
     beat: one adapter for everybody.
 
     Args:
@@ -129,8 +97,8 @@ def train_shared_adapter(
         on_step (`Callable`, *optional*): Called with the step and its loss.
 
     Returns:
-        The adapter, key -> `(1, *shape)`, and the sharpness of the head that it was trained with (the first one if the
-        head is made of words).
+        The adapter, key -> `(1, *shape)`, and the sharpness of the head that it was trained with (the first one with a
+        verbalizer).
     """
     start = initial_adapter(stacked.layout, seed)
     tensors = {key: value.to(stacked.device).requires_grad_() for key, value in start.items()}
@@ -143,7 +111,7 @@ def train_shared_adapter(
     for step in range(num_steps):
         task = draw_views(sampler[step], len(examples), examples.num_views, random)
         logits, labels = episode_logits(stacked, tensors, log_scale.exp(), examples, task)
-        loss = torch.nn.functional.cross_entropy(logits, labels)
+        loss = task_losses(logits, labels).squeeze()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

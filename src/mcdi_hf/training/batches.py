@@ -6,7 +6,8 @@ from datasets import Dataset
 
 from ..adapters.codec import AdapterCodec
 from ..adapters.head import class_means, imprint_head
-from ..tasks import draw_shots
+from ..data.episodes import SupportBatch
+from ..data.tasks import draw_shots
 from ..trajectories.dataset import final_adapters, split_weights
 from .objective import TrainingBatch
 
@@ -58,39 +59,36 @@ class TrajectoryBatches:
         """
         row = self.trajectories[index]
         ways = len(row["classes"])
-        rows, labels = zip(*(self._support(row["support"], random) for _ in range(self.batch_size)))
-        rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
-        features = self.features[rows]
-        class_mask = torch.ones(self.batch_size, ways, dtype=torch.bool)
-        has_head = bool(self.codec.layout.head_keys)
+        support = SupportBatch.from_rows([self._support(row["support"], random) for _ in range(self.batch_size)])
+        support.features = self.features[support.rows]
         local_targets = torch.from_numpy(np.asarray(row["weights"][1:]))  # the first row is the start
         tensors = split_weights(local_targets, ways, self.codec.layout)
         count = len(local_targets)
-        if has_head:
+        if self.codec.layout.head_keys:
             # Every target meets every row's own imprinted head: (rows, targets) flattened, encoded, unflattened.
-            head = imprint_head(class_means(features, labels, ways), self.codec.config.imprint_scale, class_mask)
+            means = class_means(support.features, support.labels, ways)
+            head = imprint_head(means, self.codec.config.imprint_scale, support.class_mask)
             repeated = {key: value.repeat(self.batch_size, *[1] * (value.ndim - 1)) for key, value in tensors.items()}
             heads = tuple(values.repeat_interleave(count, dim=0) for values in head)
             targets = self.codec.encode(repeated, heads).unflatten(0, (self.batch_size, count))
         else:
             targets = self.codec.encode(tensors).expand(self.batch_size, -1, -1, -1)
-        noise = torch.from_numpy(random.standard_normal(features.shape, dtype=np.float32))
-        seen = features + self.noise * noise
-        return TrainingBatch(targets, self.codec.token_mask(class_mask), seen, labels, class_mask, has_head)
+        noise = torch.from_numpy(random.standard_normal(support.features.shape, dtype=np.float32))
+        support.features = support.features + self.noise * noise
+        return TrainingBatch(targets, self.codec.token_mask(support.class_mask), support)
 
     def fit_head(self, random: np.random.Generator) -> None:
         """Fit the codec's scales of the head, each task with a drawn support set. Without a head there is none."""
         if not self.codec.layout.head_keys:
             return
         heads = []
-        for support in self.trajectories["support"][:]:
-            rows, labels = self._support(support, random)
-            means = class_means(self.features[rows][None], labels[None], len(support))
+        for members in self.trajectories["support"][:]:
+            support = SupportBatch.from_rows([self._support(members, random)])
+            means = class_means(self.features[support.rows], support.labels, len(members))
             heads.append(imprint_head(means, self.codec.config.imprint_scale))
         self.codec.fit_head(final_adapters(self.trajectories, self.codec.layout), heads)
 
-    def _support(self, support: list, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def _support(self, members: list, random: np.random.Generator) -> list[list[int]]:
+        """The rows of a few shots of every class."""
         shots = draw_shots(self.shots, random)
-        rows = np.concatenate([random.choice(members, size=shots, replace=False) for members in support])
-        return torch.from_numpy(rows), torch.arange(len(support)).repeat_interleave(shots)
+        return [random.choice(rows, size=shots, replace=False).tolist() for rows in members]

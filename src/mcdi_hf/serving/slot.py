@@ -4,7 +4,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 
-from .generated import GeneratedAdapter
+from ..adapters.generated import GeneratedAdapter
 
 
 # What PEFT computes a module's scaling from; nothing else in a config changes what the same tensors do.

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from diffusers.utils import BaseOutput
-from peft import LoraConfig
 
-from ..backbones import FrozenBackbone
-from .generated import GeneratedAdapter
-from .head import head_logits
-from .layout import AdapterLayout
-from .stacked import StackedLora
+from ..adapters.generated import GeneratedAdapter
+from ..adapters.head import head_logits
+from ..adapters.layout import AdapterLayout
+from ..adapters.stacked import StackedLora
+from ..backbones.frozen import FrozenBackbone
 
 
 @dataclass
@@ -42,7 +41,7 @@ class MixedAdapters:
 
     All adapters lie in two tensors, a row each: one of LoRA matrices, one of heads. To add or replace an adapter is to
     write its row, to drop it frees the row for the next one; when all rows are taken, their number doubles. A causal
-    language model's adapters have no head: the words for their labels stand in for it.
+    language model's adapters have no head: the verbalizer of their labels stands in for it.
 
     Hooks carry the adapters of a batch to the backbone, so calls must not overlap: serve from one thread.
 
@@ -163,11 +162,13 @@ class MixedAdapters:
         """An adapter's LoRA matrices `(numbers,)` and its head `(classes, feature_dim + 1)`, once it is known to fit."""
         self._check_backbone(adapter)
         self.layout.check({key: tensor.unsqueeze(0) for key, tensor in adapter.tensors.items()})
-        self._check_scaling(adapter)
+        if adapter.lora_config not in self._lora_configs:  # equal configs are looked at once
+            self.layout.check_lora_config(self.backbone.model, adapter.lora_config, self.backbone.head_name)
+            self._lora_configs.append(adapter.lora_config)
         if self.layout.head_keys:
             weight, bias = (adapter.tensors[key] for key in self.layout.head_keys)
         else:
-            weight, bias = self.backbone.word_head(tuple(adapter.labels))
+            weight, bias = self.backbone.verbalizer(tuple(adapter.labels))
         if len(weight) != len(adapter.labels):
             raise ValueError(f"The adapter has {len(adapter.labels)} labels {adapter.labels}, its head {len(weight)}.")
         lora = torch.cat([adapter.tensors[key].flatten() for key in self.layout.lora_shapes])
@@ -213,18 +214,3 @@ class MixedAdapters:
                 f"backbone is the {backbone.model_class} {backbone.name_or_path!r} (weights {self._fingerprint}, "
                 f"revision {backbone.revision}, pooling {backbone.pooling!r})."
             )
-
-    def _check_scaling(self, adapter: GeneratedAdapter) -> None:
-        """Refuse an adapter whose tensors fit, but whose config scales them otherwise. Equal configs are read once."""
-        if adapter.lora_config in self._lora_configs:
-            return
-        # Wherever the backbone was loaded from: PEFT would warn that it is not the place that the config names.
-        config = LoraConfig(**adapter.lora_config | {"base_model_name_or_path": None})
-        found = AdapterLayout.from_model(self.backbone.model, config, self.backbone.head_name, self.layout.token_dim)
-        if found.to_dict() != self.layout.to_dict():
-            differing = sorted({module.name for module in set(found.modules) ^ set(self.layout.modules)})
-            raise ValueError(
-                f"The adapter's LoraConfig adapts or scales other modules than the layout: {differing}. Expected the same "
-                "rank, lora_alpha and targets."
-            )
-        self._lora_configs.append(adapter.lora_config)

@@ -4,20 +4,17 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from filelock import FileLock
 
-from .files import write_file
+from ..utils.files import write_file
+from .frozen import FrozenBackbone
 
 
-if TYPE_CHECKING:
-    from .backbones import FrozenBackbone
-
-
-def cache_name(backbone: "FrozenBackbone", place: str, inputs: Any, batch_size: int) -> str:
+def cache_name(backbone: FrozenBackbone, place: str, inputs: Any, batch_size: int) -> str:
     """The name of the file for some hidden states: another one for all that may change a bit of them.
 
     Args:

@@ -1,13 +1,13 @@
-"""The health of a generator in training: what it gets wrong, segment by segment and layer by layer."""
+"""Diagnostics of a generator in training: what it gets wrong, segment by segment and layer by layer."""
 
 import torch
 
 from ..pipelines.pipeline_mcdi import MCDiPipeline
-from ..training.objective import ConditionalDenoiser, TrainingBatch, local_consistency_losses
+from .objective import ConditionalDenoiser, TrainingBatch, local_consistency_losses
 
 
 @torch.no_grad()
-def health(pipe: MCDiPipeline, batches: list[TrainingBatch], seed: int = 0) -> dict[str, float]:
+def diagnose(pipe: MCDiPipeline, batches: list[TrainingBatch], seed: int = 0) -> dict[str, float]:
     """Measure a generator on some draws of training tasks; the same draws and seed give comparable numbers.
 
     Args:
@@ -28,7 +28,8 @@ def health(pipe: MCDiPipeline, batches: list[TrainingBatch], seed: int = 0) -> d
         losses, chosen = local_consistency_losses(model, pipe.scheduler, batch, generator)
         found.append(losses)
         segments.append(chosen)
-        tokens = pipe.sample(batch.features, batch.labels, batch.class_mask, generator=generator)
+        settings = {"strength": 1.0, "batch_size": len(batch.support), "output_type": "latent"}
+        tokens = pipe(batch.support, generator=generator, **settings).adapters
         broken.append((~torch.isfinite(tokens)).float().mean())
         true.append(_squares(batch.targets[:, -1] * batch.token_mask, layers))
         made.append(_squares(tokens * batch.token_mask, layers))
