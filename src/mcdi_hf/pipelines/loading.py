@@ -1,9 +1,11 @@
-"""What a saved pipeline must look like before any of it is loaded: nothing large is allocated, nothing foreign is run."""
+"""Loading a pipeline after a look at its files: nothing large is allocated, nothing foreign is run. Saving it whole."""
 
 import inspect
 import json
 import math
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from ..adapters.codec import AdapterCodec
 from ..adapters.layout import AdapterLayout
 from ..models.denoiser import MCDiDenoiser
-from ..utils.files import read_json
+from ..utils.files import read_json, write_folder
 
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
@@ -29,19 +31,55 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", 
 BASE_MODEL = {"name_or_path": str, "fingerprint": str, "pooling": str, "max_length": int, "model_class": str}
 
 
-def download_index(pipeline_class: type, pretrained_model_name: str, kwargs: dict[str, Any]) -> Path:
-    """The index of a repository of the Hub, of the commit that `kwargs` ask for."""
-    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-    return Path(hf_hub_download(pretrained_model_name, pipeline_class.config_name, **hub))
+def load_checked(pipeline_class: type, load: Callable, name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> Any:
+    """Load a pipeline by diffusers' own `from_pretrained` after a look at what it will read."""
+    if kwargs.get("use_safetensors") is False:
+        raise ValueError("use_safetensors is False, but only safetensors are read: leave it out.")
+    kwargs["use_safetensors"] = True  # diffusers would fall back to pickles
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        # One commit from the first look on, whatever is pushed meanwhile; offline it is the cached one.
+        kwargs["revision"] = _download_index(pipeline_class, str(name_or_path), kwargs).parent.name
+        pipe = load(name_or_path, **kwargs)
+        pipe.revision = kwargs["revision"]
+        return pipe
+    check_pipeline_folder(pipeline_class, folder, kwargs)
+    try:
+        return load(name_or_path, **kwargs)
+    except ValueError as error:  # a setting of the index that the constructor refuses
+        raise ValueError(f"{folder} cannot be loaded: {error}") from error
 
 
-def forget_origin(folder: Path) -> None:
-    """Take out of a saved pipeline where its parts were loaded from, which is nobody's business."""
-    for path in folder.rglob("*.json"):
-        values = json.loads(path.read_text())
-        if "_name_or_path" in values:
-            del values["_name_or_path"]
-            path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+def download_checked(pipeline_class: type, download: Callable, name: str, kwargs: dict[str, Any]) -> str:
+    """Download a pipeline by diffusers' own `download`, and refuse what is no pipeline of ours."""
+    # Before diffusers reads it, who would ask for the code that it names.
+    check_index(pipeline_class, _download_index(pipeline_class, name, kwargs), kwargs)
+    folder = download(name, **kwargs)
+    check_pipeline_folder(pipeline_class, Path(folder), kwargs)
+    return folder
+
+
+def _download_index(pipeline_class: type, name: str, kwargs: dict[str, Any]) -> Path:
+    hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+    return Path(hf_hub_download(name, pipeline_class.config_name, **hub))
+
+
+def save_whole(pipe: Any, save: Callable, folder: Path, kwargs: dict[str, Any]) -> None:
+    """Save a pipeline by diffusers' own `save_pretrained`, whole or not at all, and the same files every time."""
+    push = kwargs.pop("push_to_hub", False)
+    hub = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
+
+    def write(beside: Path) -> None:
+        save(str(beside), **kwargs)
+        for path in beside.rglob("*.json"):
+            values = json.loads(path.read_text())
+            if "_name_or_path" in values:  # where this pipeline was loaded from is nobody's business
+                del values["_name_or_path"]
+                path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+    write_folder(folder, write, last=pipe.config_name)
+    if push:
+        pipe.push_to_hub(hub.pop("repo_id", folder.name), **hub, **kwargs)
 
 
 def check_pipeline_folder(pipeline_class: type, folder: Path, given: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..adapters.codec import AdapterCodec
+
 
 def task_generators(
     generator: torch.Generator | list[torch.Generator] | None, num_tasks: int
@@ -30,17 +32,13 @@ def seed_of(generator: torch.Generator) -> int | None:
 
 
 def draw_noise(
-    shape: tuple[int, int, int],
-    sizes: list[int],
-    generators: list[torch.Generator],
-    device: torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype, codec: AdapterCodec, class_mask: torch.Tensor, generators: list[torch.Generator]
 ) -> torch.Tensor:
-    """Noise of a shape `(rows, tokens, token_dim)`, each row drawn at its own number of tokens and zero behind it.
-
-    Rows that share a generator take turns. With one of its own a row's noise is the same in any batch.
-    """
-    noise = torch.zeros(shape, dtype=dtype, device=device)
-    for row, size, generator in zip(noise, sizes, generators):
-        row[:size] = randn_tensor((size, shape[2]), generator, device, dtype)
+    """Standard noise for the tokens of adapters, `(rows, tokens, token_dim)`: a row is drawn at its own task's size from
+    its generator, and is zero behind it. Rows that share a generator take turns."""
+    device, width = class_mask.device, codec.layout.token_dim
+    noise = torch.zeros(len(class_mask), codec.num_tokens(class_mask.shape[1]), width, dtype=dtype, device=device)
+    for row, ways, generator in zip(noise, class_mask.sum(dim=1).tolist(), generators):
+        size = codec.num_tokens(ways)
+        row[:size] = randn_tensor((size, width), generator, device, dtype)
     return noise

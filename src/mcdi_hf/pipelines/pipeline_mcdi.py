@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,20 +9,19 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..adapters.codec import AdapterCodec
-from ..adapters.generated import GeneratedAdapter, GenerationDetails
+from ..adapters.generated import GenerationDetails
 from ..adapters.stacked import StackedLora
 from ..backbones.frozen import FrozenBackbone
 from ..data.episodes import SupportBatch
 from ..models.denoiser import MCDiDenoiser
 from ..models.task_encoder import TaskEncoder
 from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
-from ..utils.files import write_folder
 from .inputs import check_callback, check_components, check_continues, check_finite, check_settings
-from .loading import PUSH_ARGUMENTS, check_index, check_pipeline_folder, download_index, forget_origin
+from .loading import download_checked, load_checked, save_whole
 from .noise import draw_noise, seed_of, task_generators
-from .pipeline_output import Draws, MCDiPipelineOutput
+from .pipeline_output import Draws, MCDiPipelineOutput, described_adapters
 from .refinement import refine_adapters
-from .selection import Folds, Selector
+from .selection import Selector
 from .support import (
     Support,
     SupportSet,
@@ -32,7 +30,6 @@ from .support import (
     encode_examples,
     encode_features,
     holds_features,
-    is_text,
 )
 
 
@@ -40,7 +37,6 @@ class MCDiPipeline(DiffusionPipeline):
     """Generates LoRA adapters with a classification head for a frozen backbone, from a few labelled examples.
 
     A causal language model's adapters are LoRA alone: it classifies by the word for a label that it would say next.
-
     The backbone is no part of the saved pipeline: it is loaded by its name when examples come in, and refused if its
     weights are not those that the generator was trained for.
 
@@ -49,22 +45,17 @@ class MCDiPipeline(DiffusionPipeline):
         task_encoder ([`TaskEncoder`]): Encodes the support set.
         codec ([`AdapterCodec`]): Turns tokens into adapters.
         scheduler ([`LocalConsistencyScheduler`]): Takes the noise away.
-        base_model_name_or_path (`str`, *optional*):
-            Where to load the backbone from, if not by the name in the codec's config: a local copy, for instance.
-        num_inference_steps (`int`, *optional*, defaults to 20):
-            The number of steps that a call takes unless told otherwise.
-        strength (`float`, *optional*, defaults to 1.0):
-            The strength of a call unless told otherwise.
-        imprint_from (`str`, *optional*, defaults to `"mean"`):
-            Through which adapter the support is seen when the free part of the head is imprinted: `"mean"`, the mean
-            adapter of the training tasks, or `"generated"`, the one that was generated, so that the head follows it.
-            That takes a second pass over the support. Adapters without a head have nothing to imprint: `"mean"`.
-        support_views (`int`, *optional*, defaults to 1):
-            How many views of a support example its features are the mean of: with more than 1, images moved a little,
-            texts short of a word, see [`augmented_views`].
-        trained_ways, trained_shots (`list[int]`, *optional*):
-            The least and the greatest number of classes, and of examples of a class, in training. A record: others are
-            served, too.
+        base_model_name_or_path (`str`, *optional*): Where to load the backbone from, if not by the name in the codec's
+            config: a local copy, for instance.
+        num_inference_steps (`int`, *optional*, defaults to 20): Steps of a call unless told otherwise.
+        strength (`float`, *optional*, defaults to 1.0): Strength of a call unless told otherwise.
+        imprint_from (`str`, *optional*, defaults to `"mean"`): Through which adapter the support is seen when the free
+            part of the head is imprinted: `"mean"`, the mean adapter of the training tasks, or `"generated"`, the one
+            that was generated, which takes a second pass. Adapters without a head have nothing to imprint: `"mean"`.
+        support_views (`int`, *optional*, defaults to 1): How many views of a support example its features are the mean
+            of: with more than 1, images moved a little, texts short of a word, see [`augmented_views`].
+        trained_ways, trained_shots (`list[int]`, *optional*): The least and the greatest number of classes, and of
+            examples of a class, in training. A record: others are served, too.
 
     Attributes:
         revision (`str`, *optional*): The commit of the Hub that the pipeline was loaded from.
@@ -128,6 +119,12 @@ class MCDiPipeline(DiffusionPipeline):
     def num_timesteps(self) -> int:
         return self._num_timesteps
 
+    @property
+    def _public_name(self) -> str | None:
+        """The Hub id or the folder's last name: a card should not tell where a folder lies."""
+        name = self.name_or_path
+        return Path(name).resolve().name if name is not None and Path(name).is_dir() else name
+
     @torch.no_grad()
     def __call__(
         self,
@@ -151,11 +148,11 @@ class MCDiPipeline(DiffusionPipeline):
             support (`dict`, `datasets.Dataset`, a list of these, or [`SupportBatch`]):
                 One task or many. A `dict` maps a label to its examples, see [`as_support_sets`]: texts, pairs of texts
                 or PIL images, as the backbone reads them, or ready features of shape `(shots, feature_dim)`. A
-                `Dataset` has one `ClassLabel` column and one of texts or images. What [`MCDiPipeline.encode_support`]
-                made of some tasks serves, too.
+                `Dataset` has one `ClassLabel` column and one of texts or images. A [`SupportBatch`] is what
+                [`MCDiPipeline.encode_support`] made of some tasks.
             num_candidates (`int`, *optional*, defaults to 1):
-                How many adapters to draw for each task, in one batch. The adapter of a task is their mean, in the basis
-                of the shared start, which all of them are written in; [`MCDiPipeline.select`] chooses among them.
+                How many adapters to draw for each task, in one batch. A task's adapter is their mean, in the basis of
+                the shared start, which all of them are written in. [`MCDiPipeline.select`] chooses among them.
             num_inference_steps (`int`, *optional*):
                 Steps of the scheduler; by default what the pipeline's config says.
             strength (`float`, *optional*):
@@ -184,6 +181,9 @@ class MCDiPipeline(DiffusionPipeline):
 
         Returns:
             [`MCDiPipelineOutput`], or a tuple whose first element is its `adapters`.
+
+        Example:
+            >>> pipe(support, num_candidates=8).adapters[0].save_pretrained("my-adapter")
         """
         # 1. Check the inputs before any work is done
         strength = self.config.strength if strength is None else strength
@@ -199,8 +199,14 @@ class MCDiPipeline(DiffusionPipeline):
         generators = task_generators(generator, len(supports))
         seeds = [seed_of(one) if latents is None else None for one in generators]
         settings = {"num_candidates": num_candidates, "num_inference_steps": steps, "strength": strength}
-        draws = Draws(
-            settings | {"temperature": temperature, "eta": eta}, [g.clone_state() for g in generators], latents
+        settings |= {"temperature": temperature, "eta": eta}
+        draws = Draws(settings, [one.clone_state() for one in generators], latents)
+        details = GenerationDetails(
+            shots=[],
+            generator=self._public_name,
+            generator_revision=self.revision,
+            num_inference_steps=len(timesteps),
+            num_candidates=num_candidates,
         )
 
         adapters = []
@@ -212,25 +218,20 @@ class MCDiPipeline(DiffusionPipeline):
                 batch = self.encode_support(supports[part], ways)
                 task = self.task_encoder(batch.features.to(self.denoiser.dtype), batch.labels, batch.class_mask)
                 rows = torch.arange(len(batch), device=batch.labels.device).repeat_interleave(num_candidates)
-                class_tokens, task_token, class_mask = (
-                    task.class_tokens[rows],
-                    task.task_token[rows],
-                    batch.class_mask[rows],
-                )
+                class_tokens, task_token = task.class_tokens[rows], task.task_token[rows]
+                class_mask = batch.class_mask[rows]
 
                 # 4. Prepare latents
                 streams = [one for one in generators[part] for _ in range(num_candidates)]
                 given = None if latents is None else latents[first * num_candidates :][: len(rows)]
-                sample = self.prepare_latents(class_mask, streams, given) * (
-                    temperature * self.scheduler.init_noise_sigma
-                )
+                sample = self.prepare_latents(class_mask, streams, temperature, given)
 
                 # 5. Denoise
                 noise = torch.zeros_like(sample)
                 for i, t in enumerate(timesteps):
                     output = self.denoiser(sample, t, class_tokens, task_token, class_mask).sample
                     if eta > 0 and temperature > 0:
-                        noise = temperature * self.prepare_latents(class_mask, streams)
+                        noise = temperature * draw_noise(self.denoiser.dtype, self.codec, class_mask, streams)
                     sample = self.scheduler.step(output, t, sample, eta=eta, variance_noise=noise).prev_sample
                     if callback_on_step_end is not None:
                         tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, sample)
@@ -248,7 +249,9 @@ class MCDiPipeline(DiffusionPipeline):
                     if output_type == "pt":
                         adapters += torch.cat([value.flatten(1) for value in tensors.values()], dim=1)
                     else:
-                        adapters += self._adapters(tensors, batch, supports[part], seeds[part], num_candidates)
+                        adapters += described_adapters(
+                            tensors, batch, supports[part], self.codec, details, seeds[part]
+                        )
                 progress_bar.update(len(batch))
         self.maybe_free_model_hooks()
 
@@ -273,6 +276,8 @@ class MCDiPipeline(DiffusionPipeline):
         """
         if isinstance(support, SupportBatch):
             supports, ways, has_examples = support, support.class_mask.shape[1], support.examples is not None
+            if support.features is None or (support.classes is None and output_type == "peft"):
+                raise ValueError("The SupportBatch has no features or no classes: make it by pipe.encode_support.")
         else:
             supports = as_support_sets(support, self.codec.layout.feature_dim)
             ways, has_examples = max(map(len, supports)), not holds_features(supports)
@@ -310,21 +315,23 @@ class MCDiPipeline(DiffusionPipeline):
         return encode_examples(supports, self.stacked, self.codec.mean_adapter(), self.config.support_views, ways)
 
     def prepare_latents(
-        self, class_mask: torch.Tensor, generators: list[torch.Generator], latents: torch.Tensor | None = None
+        self,
+        class_mask: torch.Tensor,
+        generators: list[torch.Generator],
+        temperature: float = 1.0,
+        latents: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Draw standard noise for the tokens of adapters, or bring given latents to the denoiser's device and dtype.
+        """The noise that sampling starts from, one a row of `class_mask`: drawn, or what is given.
 
         Args:
             class_mask (`torch.Tensor` of shape `(rows, classes)`): False marks padding, whose tokens are zero.
             generators (`list[torch.Generator]`): One a row, so that its noise is the same in any batch.
+            temperature (`float`, *optional*, defaults to 1.0): Scale of the noise.
             latents (`torch.Tensor` of shape `(rows, tokens, token_dim)`, *optional*): What to take in its place.
         """
-        device, dtype = class_mask.device, self.denoiser.dtype
-        if latents is not None:
-            return latents.to(device, dtype)
-        sizes = [self.codec.num_tokens(ways) for ways in class_mask.sum(dim=1).tolist()]
-        shape = (len(class_mask), self.codec.num_tokens(class_mask.shape[1]), self.codec.layout.token_dim)
-        return draw_noise(shape, sizes, generators, device, dtype)
+        if latents is None:
+            latents = draw_noise(self.denoiser.dtype, self.codec, class_mask, generators)
+        return latents.to(class_mask.device, self.denoiser.dtype) * (self.scheduler.init_noise_sigma * temperature)
 
     def decode_adapters(self, tokens: torch.Tensor, support: SupportBatch) -> dict[str, torch.Tensor]:
         """Read whole adapters from tokens, the free part of their heads imprinted as the pipeline's config says.
@@ -337,29 +344,6 @@ class MCDiPipeline(DiffusionPipeline):
             Key on disk -> `torch.Tensor` of shape `(tasks, *shape)`.
         """
         return self.codec.complete(tokens, support, self.stacked if self.config.imprint_from == "generated" else None)
-
-    def _adapters(self, tensors, batch, supports, seeds, num_candidates) -> list[GeneratedAdapter]:
-        """Adapters that say how they were made, each with its texts, if its support is of texts."""
-        name = self.name_or_path
-        if name is not None and Path(name).is_dir():
-            name = Path(name).resolve().name  # a card should not tell where a folder lies
-        details = GenerationDetails([], name, self.revision, None, self._num_timesteps, num_candidates)
-        adapters = []
-        for task, own in enumerate(self.codec.layout.unstack(tensors, batch.class_mask.sum(dim=1).tolist())):
-            shots = torch.bincount(batch.labels[task][batch.labels[task] >= 0]).tolist()
-            adapters.append(
-                GeneratedAdapter(
-                    tensors=own,
-                    lora_config=self.codec.config.lora_config,
-                    base_model=self.codec.config.base_model,
-                    labels=list(batch.classes[task]),
-                    details=replace(details, shots=shots, seed=seeds[task]),
-                    support=None
-                    if isinstance(supports, SupportBatch) or not is_text(supports[task])
-                    else supports[task],
-                )
-            )
-        return adapters
 
     @torch.no_grad()
     def select(self, output: MCDiPipelineOutput) -> MCDiPipelineOutput:
@@ -380,20 +364,8 @@ class MCDiPipeline(DiffusionPipeline):
             >>> adapter = pipe.select(pipe(support, num_candidates=8)).adapters[0]
         """
         check_continues(output, "select")
-        draws, adapters = output.draws, []
-        selector = Selector(self.stacked, self.codec, self.decode_adapters)
-        for batch, candidates in zip(draws.batches, draws.candidates):
-            first, folds, of_folds = len(adapters), Folds.of(batch.labels), candidates[:0]
-            if len(folds.tasks):
-                left = replace(batch[folds.tasks], labels=folds.kept)
-                again = draws.again(first + folds.tasks)
-                of_folds = self(left, batch_size=len(left), output_type="latent", **again).draws.candidates[0]
-            for task, choice in enumerate(selector.choose(batch, candidates, folds, of_folds)):
-                check_finite(choice.tensors, first + task)
-                adapter = output.adapters[first + task]
-                (tensors,) = self.codec.layout.unstack(choice.tensors, [len(adapter.labels)])
-                adapters.append(replace(adapter, tensors=tensors, details=replace(adapter.details, **choice.details)))
-        return MCDiPipelineOutput(adapters=adapters, draws=draws)
+        selector = Selector(self.stacked, self.codec, self.decode_adapters, self)
+        return MCDiPipelineOutput(adapters=selector.select(output), draws=output.draws)
 
     def refine(
         self, output: MCDiPipelineOutput, num_steps: int = 5, learning_rate: float = 1e-3
@@ -410,20 +382,7 @@ class MCDiPipeline(DiffusionPipeline):
             >>> adapter = pipe.refine(pipe(support), num_steps=5).adapters[0]
         """
         check_continues(output, "refine")
-        if num_steps < 1:
-            raise ValueError(f"num_steps is {num_steps}: expected 1 or more.")
-        adapters = []
-        for batch in output.draws.batches:
-            part = output.adapters[len(adapters) :][: len(batch)]
-            tensors = self.codec.layout.stack([one.tensors for one in part], batch.class_mask.shape[1])
-            tensors = {key: value.to(batch.labels.device) for key, value in tensors.items()}
-            tensors = refine_adapters(self.stacked, tensors, batch, num_steps, learning_rate)
-            check_finite(tensors, len(adapters))
-            own = self.codec.layout.unstack(tensors, [len(one.labels) for one in part])
-            adapters += [
-                replace(one, tensors=new, details=replace(one.details, refine_steps=num_steps))
-                for one, new in zip(part, own)
-            ]
+        adapters = refine_adapters(self.stacked, output, num_steps, learning_rate)
         return MCDiPipelineOutput(adapters=adapters, draws=output.draws)
 
     @classmethod
@@ -438,30 +397,12 @@ class MCDiPipeline(DiffusionPipeline):
                 file is named, see [`check_pipeline_folder`].
             `OSError`: when a file is missing or cannot be read.
         """
-        if kwargs.get("use_safetensors") is False:
-            raise ValueError("use_safetensors is False, but only safetensors are read: leave it out.")
-        kwargs["use_safetensors"] = True  # diffusers would fall back to pickles
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            # One commit from the first look on, whatever is pushed meanwhile; offline it is the cached one.
-            kwargs["revision"] = download_index(cls, str(pretrained_model_name_or_path), kwargs).parent.name
-            pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-            pipe.revision = kwargs["revision"]
-            return pipe
-        check_pipeline_folder(cls, folder, kwargs)
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except ValueError as error:  # a setting of the index that the constructor refuses
-            raise ValueError(f"{folder} cannot be loaded: {error}") from error
+        return load_checked(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
         """Download a pipeline from the Hub, which `from_pretrained` does by itself. Refuses what it refuses."""
-        # Before diffusers reads it, who would ask for the code that it names.
-        check_index(cls, download_index(cls, pretrained_model_name, kwargs), kwargs)
-        folder = super().download(pretrained_model_name, **kwargs)
-        check_pipeline_folder(cls, Path(folder), kwargs)
-        return folder
+        return download_checked(cls, super().download, pretrained_model_name, kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save the pipeline, with everything that diffusers' own method takes.
@@ -469,14 +410,4 @@ class MCDiPipeline(DiffusionPipeline):
         All files are made beside the folder and moved in when they are on the disk, `model_index.json` last: without it
         no loader takes the folder for a pipeline. Saved again after loading it is the same files.
         """
-        folder, save = Path(save_directory), super().save_pretrained
-        push = kwargs.pop("push_to_hub", False)
-        hub = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
-
-        def write(beside: Path) -> None:
-            save(str(beside), **kwargs)
-            forget_origin(beside)
-
-        write_folder(folder, write, last=self.config_name)
-        if push:
-            self.push_to_hub(hub.pop("repo_id", folder.name), **hub, **kwargs)
+        save_whole(self, super().save_pretrained, Path(save_directory), kwargs)

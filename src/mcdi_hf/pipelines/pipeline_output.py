@@ -1,13 +1,15 @@
 """What the pipeline returns."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from diffusers.utils import BaseOutput
 
-from ..adapters.generated import GeneratedAdapter
+from ..adapters.codec import AdapterCodec
+from ..adapters.generated import GeneratedAdapter, GenerationDetails
 from ..data.episodes import SupportBatch
+from .support import SupportSet, is_text
 
 
 @dataclass
@@ -51,3 +53,39 @@ class MCDiPipelineOutput(BaseOutput):
 
     adapters: list[GeneratedAdapter] | torch.Tensor
     draws: Draws
+
+
+def described_adapters(
+    tensors: dict[str, torch.Tensor],
+    batch: SupportBatch,
+    supports: list[SupportSet] | SupportBatch,
+    codec: AdapterCodec,
+    details: GenerationDetails,
+    seeds: list[int | None],
+) -> list[GeneratedAdapter]:
+    """Adapters of some tasks that say how they were made, each with its texts, if its support is of texts.
+
+    Args:
+        tensors (`dict[str, torch.Tensor]`): Key on disk -> `(tasks, *shape)`.
+        batch ([`SupportBatch`]): The encoded support sets.
+        supports (`list[dict]` or [`SupportBatch`]): The support sets as they came.
+        codec ([`AdapterCodec`]): Knows what the adapters are for.
+        details ([`GenerationDetails`]): What all of them have in common.
+        seeds (`list[int | None]`): Of each task's stream of noise.
+    """
+    adapters = []
+    for task, own in enumerate(codec.layout.unstack(tensors, [len(classes) for classes in batch.classes])):
+        labels = batch.labels[task]
+        shots = torch.bincount(labels[labels >= 0]).tolist()
+        has_texts = not isinstance(supports, SupportBatch) and is_text(supports[task])
+        adapters.append(
+            GeneratedAdapter(
+                tensors=own,
+                lora_config=codec.config.lora_config,
+                base_model=codec.config.base_model,
+                labels=list(batch.classes[task]),
+                details=replace(details, shots=shots, seed=seeds[task]),
+                support=supports[task] if has_texts else None,
+            )
+        )
+    return adapters

@@ -1,38 +1,45 @@
 """A few gradient steps on the support, from where generation ended."""
 
+from dataclasses import replace
+
 import torch
 
+from ..adapters.generated import GeneratedAdapter
 from ..adapters.stacked import StackedLora
-from ..data.episodes import SupportBatch, task_losses
+from ..data.episodes import task_losses
+from .inputs import check_finite
+from .pipeline_output import MCDiPipelineOutput
 
 
 @torch.enable_grad()
 def refine_adapters(
-    stacked: StackedLora,
-    tensors: dict[str, torch.Tensor],
-    support: SupportBatch,
-    num_steps: int,
-    learning_rate: float,
-) -> dict[str, torch.Tensor]:
-    """Train the adapters of some tasks on their support sets, all in one stack; none sees another's examples.
+    stacked: StackedLora, output: MCDiPipelineOutput, num_steps: int, learning_rate: float
+) -> list[GeneratedAdapter]:
+    """Train what the pipeline returned on the support sets, a part of the tasks in one stack; none sees another's examples.
 
     Args:
         stacked ([`StackedLora`]): The frozen backbone.
-        tensors (`dict[str, torch.Tensor]`): The adapters, key -> `(tasks, *shape)`.
-        support ([`SupportBatch`]): The support sets, with examples.
+        output ([`MCDiPipelineOutput`]): The adapters, and their support sets with examples.
         num_steps (`int`): Adam's steps, each on the whole support, with a linear decay to zero.
         learning_rate (`float`): Adam's.
-
-    Returns:
-        Key -> `torch.Tensor` of shape `(tasks, *shape)`.
     """
-    trained = {key: value.clone().requires_grad_() for key, value in tensors.items()}
-    optimizer = torch.optim.Adam(trained.values(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
-    for _ in range(num_steps):
-        loss = task_losses(stacked.logits(trained, support), support.labels).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return {key: value.detach() for key, value in trained.items()}
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}: expected 1 or more.")
+    adapters = []
+    for support in output.draws.batches:
+        part = output.adapters[len(adapters) :][: len(support)]
+        tensors = stacked.layout.stack([one.tensors for one in part], support.class_mask.shape[1])
+        trained = {key: value.to(stacked.device).requires_grad_() for key, value in tensors.items()}
+        optimizer = torch.optim.Adam(trained.values(), lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
+        for _ in range(num_steps):
+            loss = task_losses(stacked.logits(trained, support), support.labels).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        trained = {key: value.detach() for key, value in trained.items()}
+        check_finite(trained, first=len(adapters))
+        for one, own in zip(part, stacked.layout.unstack(trained, [len(one.labels) for one in part])):
+            adapters.append(replace(one, tensors=own, details=replace(one.details, refine_steps=num_steps)))
+    return adapters

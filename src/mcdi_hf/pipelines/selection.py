@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from ..adapters.codec import AdapterCodec
+from ..adapters.generated import GeneratedAdapter
 from ..adapters.stacked import StackedLora
 from ..data.episodes import SupportBatch, task_losses
+from .pipeline_output import MCDiPipelineOutput
 
 
 MAX_FOLDS = 4
@@ -52,76 +53,55 @@ class Folds:
         return cls(tasks, own.masked_fill(out, -1), own.masked_fill(~out, -1))
 
 
-@dataclass
-class Choice:
-    """What was chosen for one task.
-
-    Attributes:
-        chosen (`str`): `"frozen backbone"`, `"mean adapter"`, `"candidate I"` or `"mean of candidates"`.
-        tensors (`dict[str, torch.Tensor]`): The adapter, key -> `(1, *shape)`.
-        support_losses (`dict[str, float]`): Option -> mean cross-entropy on examples that it was not made of, if there
-            were folds, and on the support itself otherwise.
-        folds (`int`): The folds; 1 without any.
-    """
-
-    chosen: str
-    tensors: dict[str, torch.Tensor]
-    support_losses: dict[str, float]
-    folds: int
-
-    @property
-    def details(self) -> dict[str, Any]:
-        """What [`GenerationDetails`] says of it."""
-        return {"chosen": self.chosen, "support_losses": self.support_losses, "folds": self.folds}
-
-
 class Selector:
-    """Judges the candidates of tasks, and what is free, each task in one stacked pass.
+    """Chooses among the candidates of tasks, their mean and what is free, each task in one stacked pass.
 
     Args:
         stacked ([`StackedLora`]): The frozen backbone.
         codec ([`AdapterCodec`]): The codec of the candidates' tokens.
-        complete (`Callable`): Tokens and their [`SupportBatch`] -> whole adapters.
+        decode (`Callable`): Tokens and their [`SupportBatch`] -> whole adapters.
+        generate (`Callable`): The pipeline's call, to generate for a fold without its examples.
     """
 
     def __init__(
         self,
         stacked: StackedLora,
         codec: AdapterCodec,
-        complete: Callable[[torch.Tensor, SupportBatch], dict[str, torch.Tensor]],
+        decode: Callable[[torch.Tensor, SupportBatch], dict[str, torch.Tensor]],
+        generate: Callable[..., MCDiPipelineOutput],
     ) -> None:
-        self.stacked, self.codec, self.complete = stacked, codec, complete
+        self.stacked, self.codec, self.decode, self.generate = stacked, codec, decode, generate
 
-    def choose(
-        self, batch: SupportBatch, candidates: torch.Tensor, folds: Folds, fold_candidates: torch.Tensor
-    ) -> list[Choice]:
-        """Choose for every task the option of the least loss.
+    def select(self, output: MCDiPipelineOutput) -> list[GeneratedAdapter]:
+        """The adapter of the least loss for each task; its details say what was chosen."""
+        adapters, draws = [], output.draws
+        for batch, candidates in zip(draws.batches, draws.candidates):
+            first, folds, of_folds = len(adapters), Folds.of(batch.labels), None
+            if len(folds.tasks):
+                left = replace(batch[folds.tasks], labels=folds.kept)
+                settings = draws.again(first + folds.tasks) | {"batch_size": len(left), "output_type": "latent"}
+                (of_folds,) = self.generate(left, **settings).draws.candidates
+            for task, adapter in enumerate(output.adapters[first : first + len(batch)]):
+                own, members = batch[task : task + 1], folds.tasks == task
+                kept, judged, made = own.labels, own.labels, candidates[task : task + 1]
+                if members.any():
+                    kept, judged, made = folds.kept[members], folds.held_out[members], of_folds[members]
+                losses = self._losses(own, kept, judged, self._options(made))
+                adapters.append(self._chosen(adapter, own, candidates[task], losses, len(made)))
+        return adapters
 
-        Args:
-            batch ([`SupportBatch`]): The support sets, with examples.
-            candidates (`torch.Tensor` of shape `(tasks, candidates, tokens, token_dim)`): Made of the whole support.
-            folds ([`Folds`]): The folds.
-            fold_candidates (`torch.Tensor` of shape `(folds, candidates, tokens, token_dim)`): From the same noise, made
-                of what each fold leaves.
-        """
-        number = candidates.shape[1]
-        names = [FROZEN, MEAN_ADAPTER, *(f"candidate {index + 1}" for index in range(number))]
-        names += [AVERAGE] if number > 1 else []
-        choices = []
-        for task in range(len(batch)):
-            members = folds.tasks == task
-            own = batch[torch.tensor([task])]
-            kept, judged, made = own.labels, own.labels, candidates[[task]]
-            if members.any():
-                kept, judged, made = folds.kept[members], folds.held_out[members], fold_candidates[members]
-            losses = self._losses(own, kept, judged, self._options(made))
-            best = int(losses.argmin())
-            if best == 0:
-                tensors = self._frozen_adapters(own)
-            else:
-                tensors = self.complete(self._options(candidates[[task]])[0, [best - 1]], own)
-            choices.append(Choice(names[best], tensors, dict(zip(names, losses.tolist())), len(made)))
-        return choices
+    def _chosen(
+        self, adapter: GeneratedAdapter, task: SupportBatch, candidates: torch.Tensor, losses: torch.Tensor, folds: int
+    ) -> GeneratedAdapter:
+        """One task's adapter, with the tensors of the option of the least loss."""
+        names = [FROZEN, MEAN_ADAPTER, *(f"candidate {index + 1}" for index in range(len(candidates)))]
+        names += [AVERAGE] if len(candidates) > 1 else []
+        best = int(losses.argmin())
+        options = self._options(candidates.unsqueeze(0))[0]
+        tensors = self.decode(options[[best - 1]], task) if best else self._frozen_adapters(task)
+        (tensors,) = self.codec.layout.unstack(tensors, [len(adapter.labels)])
+        scores = {"support_losses": dict(zip(names, losses.tolist())), "folds": folds}
+        return replace(adapter, tensors=tensors, details=replace(adapter.details, chosen=names[best], **scores))
 
     @staticmethod
     def _options(candidates: torch.Tensor) -> torch.Tensor:
@@ -155,7 +135,7 @@ class Selector:
         made_of = replace(task[folds], labels=kept)
         frozen = self._frozen_adapters(made_of)
         each = torch.arange(count, device=kept.device).repeat_interleave(number)
-        tensors = self.complete(options.flatten(0, 1), made_of[each])
+        tensors = self.decode(options.flatten(0, 1), made_of[each])
         tensors = {
             key: torch.cat([frozen[key].unsqueeze(1), value.unflatten(0, (count, number))], dim=1).flatten(0, 1)
             for key, value in tensors.items()
