@@ -9,7 +9,7 @@ from peft import LoraConfig
 
 from ..backbones.frozen import FrozenBackbone
 from ..data.episodes import SupportBatch
-from .head import class_means, imprint_head
+from .head import Head, class_means, imprint_head
 from .layout import AdapterLayout
 from .stacked import StackedLora
 
@@ -23,15 +23,11 @@ class AdapterCodec(ModelMixin, ConfigMixin):
     head are LoRA tokens alone. The layout is in the config, the statistics are buffers that stay float32 on load.
 
     Args:
-        layout (`dict`):
-            [`AdapterLayout.to_dict`].
-        lora_config (`dict`):
-            `LoraConfig.to_dict()` of the adapters.
-        base_model (`dict`):
-            `name_or_path`, `revision`, `fingerprint`, `pooling`, `max_length` and `model_class` of the backbone that the
-            adapters are for.
-        imprint_scale (`float`, *optional*, defaults to 10.0):
-            The sharpness of the imprinted head, see [`imprint_head`].
+        layout (`dict`): [`AdapterLayout.to_dict`].
+        lora_config (`dict`): `LoraConfig.to_dict()` of the adapters.
+        base_model (`dict`): `name_or_path`, `revision`, `fingerprint`, `pooling`, `max_length` and `model_class` of
+            the backbone that the adapters are for.
+        imprint_scale (`float`, *optional*, defaults to 10.0): The sharpness of the imprinted head, see [`imprint_head`].
     """
 
     _keep_in_fp32_modules = ["mean", "std", "head_std"]
@@ -59,23 +55,15 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         """Build the codec of the adapters that `lora_config` makes for a live backbone; no adapter is needed.
 
         Args:
-            backbone (`FrozenBackbone`): The backbone.
+            backbone ([`FrozenBackbone`]): The backbone.
             lora_config (`LoraConfig`): The adapters' config.
             token_dim (`int`, *optional*, defaults to 768): Width of a token.
-            imprint_scale (`float`, *optional*, defaults to 10.0): See [`imprint_head`].
+            imprint_scale (`float`, *optional*, defaults to 10.0): As in the class.
         """
         layout = AdapterLayout.from_model(backbone.model, lora_config, backbone.head_name, token_dim)
         config = lora_config.to_dict()
         config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-        base_model = {
-            "name_or_path": backbone.name_or_path,
-            "revision": backbone.revision,
-            "fingerprint": backbone.fingerprint,
-            "pooling": backbone.pooling,
-            "max_length": backbone.max_length,
-            "model_class": backbone.model_class,
-        }
-        return cls(layout.to_dict(), config, base_model, imprint_scale).eval()
+        return cls(layout.to_dict(), config, backbone.record, imprint_scale).eval()
 
     @property
     def num_lora_tokens(self) -> int:
@@ -99,13 +87,8 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         self.layout.check_lora_config(backbone.model, self.config.lora_config, backbone.head_name)
 
     def fit_matrices(self, adapters: list[dict[str, torch.Tensor]]) -> None:
-        """Take the mean adapter of the training tasks, and one scale of the residual for each LoRA matrix.
-
-        Finer scales would blow up coordinates that hardly move.
-
-        Args:
-            adapters (`list[dict[str, torch.Tensor]]`): Key -> `(n, *shape)`, with the heads, if the layout has one,
-                of any number of classes.
+        """Take the mean adapter of training tasks' adapters, key -> `(n, *shape)`, and one scale of the residual for each
+        LoRA matrix. Finer scales would blow up coordinates that hardly move.
         """
         for tensors in adapters:
             self.layout.check(tensors)
@@ -117,32 +100,20 @@ class AdapterCodec(ModelMixin, ConfigMixin):
             rows = torch.tensor([other == owner for other in owners])
             self.std[rows] = squares[rows].sum().div(self.filled[rows].sum()).sqrt().clamp(min=1e-8)
 
-    def fit_head(
-        self, adapters: list[dict[str, torch.Tensor]], heads: list[tuple[torch.Tensor, torch.Tensor]]
-    ) -> None:
-        """Take the scales of the head's residual: of the weight, the bias and the gain. Without a head there is none.
-
-        Args:
-            adapters (`list[dict[str, torch.Tensor]]`): As in [`AdapterCodec.fit_matrices`].
-            heads (`list[tuple]`): The imprinted heads of the same tasks, see [`imprint_head`].
-        """
-        if not self.layout.head_keys:
-            return
+    def fit_head(self, adapters: list[dict[str, torch.Tensor]], heads: list[Head]) -> None:
+        """Take the scales of the head's residual to the imprinted heads of the same tasks: of weight, bias and gain."""
         parts = zip(*(self._residual(tensors, head) for tensors, head in zip(adapters, heads)))
         for place, residuals in enumerate(parts):
             residuals = torch.cat([residual.flatten() for residual in residuals])
             self.head_std[place] = residuals.square().mean().sqrt().clamp(min=1e-8)
 
-    def encode(
-        self, tensors: dict[str, torch.Tensor], head: tuple[torch.Tensor, torch.Tensor] | None = None
-    ) -> torch.Tensor:
+    def encode(self, tensors: dict[str, torch.Tensor], head: Head | None = None) -> torch.Tensor:
         """Write adapters as tokens.
 
         Args:
-            tensors (`dict[str, torch.Tensor]`):
-                Key on disk -> `(adapters, *shape)`; the head with any number of classes.
-            head (`tuple` of `(adapters, classes, feature_dim)` and `(adapters, classes)`, *optional*):
-                The imprinted head that the residual is taken to; `None` for a layout without a head.
+            tensors (`dict[str, torch.Tensor]`): Key on disk -> `(adapters, *shape)`; the head with any number of classes.
+            head (`tuple` of `(adapters, classes, feature_dim)` and `(adapters, classes)`, *optional*): The imprinted
+                head that the residual is taken to; `None` for a layout without a head.
 
         Returns:
             `torch.Tensor` of shape `(adapters, num_tokens(classes), token_dim)`.
@@ -157,9 +128,7 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         rows = torch.nn.functional.pad(rows, (0, self.layout.token_dim - rows.shape[-1]))
         return torch.cat([lora, rows], dim=1)
 
-    def decode(
-        self, tokens: torch.Tensor, head: tuple[torch.Tensor, torch.Tensor] | None = None
-    ) -> dict[str, torch.Tensor]:
+    def decode(self, tokens: torch.Tensor, head: Head | None = None) -> dict[str, torch.Tensor]:
         """Read adapters from tokens: the inverse of [`AdapterCodec.encode`], in the dtype of the statistics.
 
         Args:
@@ -217,13 +186,8 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         return self._join(self.mean.expand(count, -1, -1))
 
     def token_mask(self, class_mask: torch.Tensor) -> torch.Tensor:
-        """Which numbers of the tokens mean something.
-
-        Args:
-            class_mask (`torch.Tensor` of shape `(adapters, classes)`): False marks padding.
-
-        Returns:
-            `bool` tensor of shape `(adapters, num_tokens(classes), token_dim)`.
+        """Which numbers of the tokens mean something: class mask `(adapters, classes)` -> `bool` tensor of shape
+        `(adapters, num_tokens(classes), token_dim)`.
         """
         lora = self.filled.expand(len(class_mask), -1, -1)
         if not self.layout.head_keys:
@@ -232,7 +196,7 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         return torch.cat([lora, class_mask.unsqueeze(-1) & row], dim=1)
 
     def _residual(
-        self, tensors: dict[str, torch.Tensor], head: tuple[torch.Tensor, torch.Tensor]
+        self, tensors: dict[str, torch.Tensor], head: Head
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the head is beyond the free one: weight, bias, and the gain, which leaves the smallest weight."""
         (weight, bias), (free, free_bias) = (tensors[key] for key in self.layout.head_keys), head
@@ -240,7 +204,7 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         gain = torch.where(norm > 0, (weight * free).sum(dim=-1) / norm, 1.0)  # padding has no free row
         return weight - gain.unsqueeze(-1) * free, bias - gain * free_bias, gain - 1
 
-    def _check_head(self, head: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+    def _check_head(self, head: Head | None) -> None:
         if (head is None) == bool(self.layout.head_keys):
             raise ValueError(
                 f"The adapters have the head {self.layout.head_name!r}: expected the free one that its residual is of."

@@ -89,11 +89,9 @@ class GeneratedAdapter:
         """Put the adapter into a live model, without a file.
 
         Args:
-            model (`PreTrainedModel` or `PeftModel`):
-                The backbone's classifier with as many labels as the adapter, or the causal language model. A `PeftModel`
-                gets one more adapter.
-            adapter_name (`str`, *optional*, defaults to `"default"`):
-                The name that PEFT knows the adapter by.
+            model (`PreTrainedModel` or `PeftModel`): The backbone's classifier with as many labels as the adapter, or
+                the causal language model. A `PeftModel` gets one more adapter.
+            adapter_name (`str`, *optional*, defaults to `"default"`): The name that PEFT knows the adapter by.
 
         Returns:
             The `PeftModel`, with this adapter active.

@@ -3,6 +3,9 @@
 import torch
 
 
+Head = tuple[torch.Tensor, torch.Tensor]  # weights `(tasks, classes, feature_dim)` and biases `(tasks, classes)`
+
+
 def class_means(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     """The mean feature of every class.
 
@@ -19,9 +22,7 @@ def class_means(features: torch.Tensor, labels: torch.Tensor, num_classes: int) 
     return member @ features / member.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
-def imprint_head(
-    means: torch.Tensor, scale: float, class_mask: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def imprint_head(means: torch.Tensor, scale: float, class_mask: torch.Tensor | None = None) -> Head:
     """A linear head that classifies by the nearest class mean.
 
     The logit of class c is `-scale / 2 * |f - p_c|^2` up to a term that is the same for every class (Snell et al. 2017,

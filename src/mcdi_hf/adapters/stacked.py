@@ -9,7 +9,7 @@ from ..backbones.frozen import FrozenBackbone
 from ..backbones.layers import LowerLayers, UpperLayers
 from ..data.encoded import EncodedExamples
 from ..data.episodes import SupportBatch
-from .head import class_means, head_logits, imprint_head
+from .head import Head, class_means, head_logits, imprint_head
 from .layout import AdapterLayout, LoraModule
 
 
@@ -33,14 +33,11 @@ class StackedLora:
         self.upper = UpperLayers(backbone, names)
 
     def features(self, tensors: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What each adapter's head reads.
+        """What each adapter's head reads of the upper layers' inputs, each of `N * b` rows: `(N, b, feature_dim)`.
 
         Args:
             tensors (`dict[str, torch.Tensor]`): Key on disk -> `(N, *shape)`; the heads, if given, are not used.
-            inputs (`dict[str, torch.Tensor]`): The upper layers' inputs, each of `N * b` rows.
-
-        Returns:
-            `torch.Tensor` of shape `(N, b, feature_dim)`, in the adapters' dtype.
+            inputs (`dict[str, torch.Tensor]`): As [`EncodedExamples`] gives them.
         """
         lora_a = tensors[self.layout.modules[0].key("lora_A")]
         with ExitStack() as hooks:
@@ -54,15 +51,9 @@ class StackedLora:
     def features_of_all(
         self, tensors: dict[str, torch.Tensor], examples: EncodedExamples, rows: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What the head of one adapter reads, without gradients and in passes of bounded memory.
+        """What the head of one adapter, key -> `(1, *shape)`, reads of some rows `(n,)`, or of all: `(n, feature_dim)`.
 
-        Args:
-            tensors (`dict[str, torch.Tensor]`): One adapter, key -> `(1, *shape)`.
-            examples (`EncodedExamples`): What [`StackedLora.encode`] made.
-            rows (`torch.Tensor` of shape `(n,)`, *optional*): The examples wanted; all of them without it.
-
-        Returns:
-            `torch.Tensor` of shape `(n, feature_dim)`.
+        No gradients are kept, and a pass has at most 64 examples.
         """
         rows = torch.arange(len(examples)) if rows is None else rows
         order = examples.lengths(rows).argsort()  # texts of like length waste no padding
@@ -74,8 +65,8 @@ class StackedLora:
 
         Args:
             tensors (`dict[str, torch.Tensor]`): As in [`StackedLora.features`], with the heads, if the layout has one.
-            batch ([`SupportBatch`]): The tasks, one an adapter, with their table of examples, and with the class names if
-                verbalizers stand in for heads.
+            batch ([`SupportBatch`]): The tasks, one an adapter, with their table of examples, and with the class names
+                if verbalizers stand in for heads.
 
         Returns:
             `torch.Tensor` of shape `(N, b, classes)`; minus infinity for classes that are padding.
@@ -86,16 +77,16 @@ class StackedLora:
 
     def free_heads(
         self, support: SupportBatch, scale: float = 10.0, tensors: dict[str, torch.Tensor] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Head:
         """The heads that need no training: imprinted from the support sets, or a language model's verbalizers.
 
         Args:
-            support ([`SupportBatch`]): The tasks: with features, or with a table of examples for `tensors`; with the class
-                names for verbalizers.
+            support ([`SupportBatch`]): The tasks: with features, or with a table of examples for `tensors`; with the
+                class names for verbalizers.
             scale (`float`, *optional*, defaults to 10.0): The sharpness of an imprinted head, see [`imprint_head`].
-            tensors (`dict[str, torch.Tensor]`, *optional*): Adapters, one a task, key -> `(N, *shape)`. With them the heads
-                are imprinted from what each of them makes of its support, in a pass of their own; without them from the
-                features that are there.
+            tensors (`dict[str, torch.Tensor]`, *optional*): Adapters, one a task, key -> `(N, *shape)`. With them the
+                heads are imprinted from what each of them makes of its support, in a pass of their own; without them
+                from the features that are there.
 
         Returns:
             The weights `(N, classes, feature_dim)` and the biases `(N, classes)`, zero for padding.

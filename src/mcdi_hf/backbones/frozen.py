@@ -37,19 +37,15 @@ class FrozenBackbone:
     and the logits are those of the first tokens of the class names.
 
     Args:
-        model (`PreTrainedModel`):
-            Its head is one `nn.Linear` called `classifier`, `score` or, for a language model, `lm_head`.
-        processor (`PreTrainedTokenizerBase` or `BaseImageProcessor`):
-            Its tokenizer or image processor.
-        name_or_path (`str`):
-            What a user loads the backbone by; written into every adapter generated for it.
-        pooling (`str`, *optional*, defaults to `"mean"`):
-            What the head reads: `"mean"` for [`MeanPooledForSequenceClassification`], `"default"` for the Auto
-            classifier's own, `"last_token"` for a causal language model.
-        max_length (`int`, *optional*, defaults to 64):
-            Longer texts are cut to so many tokens.
-        revision (`str`, *optional*):
-            The commit of the Hub that the weights are of.
+        model (`PreTrainedModel`): Its head is one `nn.Linear` called `classifier`, `score` or, for a language model,
+            `lm_head`.
+        processor (`PreTrainedTokenizerBase` or `BaseImageProcessor`): Its tokenizer or image processor.
+        name_or_path (`str`): What a user loads the backbone by; written into every adapter generated for it.
+        pooling (`str`, *optional*, defaults to `"mean"`): What the head reads: `"mean"` for
+            [`MeanPooledForSequenceClassification`], `"default"` for the Auto classifier's own, `"last_token"` for a
+            causal language model.
+        max_length (`int`, *optional*, defaults to 64): Longer texts are cut to so many tokens.
+        revision (`str`, *optional*): The commit of the Hub that the weights are of.
     """
 
     def __init__(
@@ -93,16 +89,13 @@ class FrozenBackbone:
         """Load a model with its tokenizer or image processor.
 
         Args:
-            pretrained_model_name_or_path (`str`):
-                A Hub id or a local folder.
-            pooling (`str`, *optional*, defaults to `"mean"`):
-                `"mean"`, `"default"` or `"last_token"`, see [`FrozenBackbone`]. Images need `"default"`.
-            name_or_path (`str`, *optional*):
-                The name to remember instead, such as the Hub id of a local copy.
-            max_length (`int`, *optional*, defaults to 64):
-                Longer texts are cut to so many tokens.
-            revision (`str`, *optional*):
-                A branch, tag or commit of the Hub; the main branch by default. The backbone remembers the commit.
+            pretrained_model_name_or_path (`str`): A Hub id or a local folder.
+            pooling (`str`, *optional*, defaults to `"mean"`): `"mean"`, `"default"` or `"last_token"`, see
+                [`FrozenBackbone`]. Images need `"default"`.
+            name_or_path (`str`, *optional*): The name to remember instead, such as the Hub id of a local copy.
+            max_length (`int`, *optional*, defaults to 64): Longer texts are cut to so many tokens.
+            revision (`str`, *optional*): A branch, tag or commit of the Hub; the main branch by default. The backbone
+                remembers the commit.
             kwargs:
                 Passed on to the model's `from_pretrained`, `dtype` for instance.
         """
@@ -121,10 +114,10 @@ class FrozenBackbone:
         """Load the backbone that adapters were made for, in float32, in which they were made.
 
         Args:
-            base_model (`dict`):
-                Its record in the config of [`AdapterCodec`]: the name, the commit, the pooling and the length of texts.
-            pretrained_model_name_or_path (`str`, *optional*):
-                Where it lies, if not under its name; its main branch is taken then.
+            base_model (`dict`): Its record in the config of [`AdapterCodec`]: the name, the commit, the pooling and
+                the length of texts.
+            pretrained_model_name_or_path (`str`, *optional*): Where it lies, if not under its name; its main branch is
+                taken then.
         """
         name = base_model["name_or_path"]
         place = pretrained_model_name_or_path or name
@@ -145,6 +138,12 @@ class FrozenBackbone:
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(sample.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What generators and adapters remember of it; [`FrozenBackbone.of`] loads it again."""
+        names = ("name_or_path", "revision", "fingerprint", "pooling", "max_length", "model_class")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def model_class(self) -> str:
@@ -171,9 +170,9 @@ class FrozenBackbone:
         """Examples as the model's inputs, texts not yet padded.
 
         Args:
-            examples (`list`): Texts, pairs of texts, or PIL images. For a language model a pair is two
-                lines, and the prompt for the label stands behind every text. An empty text, to which a decoder's
-                tokenizer adds nothing, is its first special token alone, that of the beginning or else of the end.
+            examples (`list`): Texts, pairs of texts, or PIL images. For a language model a pair is two lines, and the
+                prompt for the label stands behind every text. An empty text, to which a decoder's tokenizer adds
+                nothing, is its first special token alone, that of the beginning or else of the end.
         """
         if self.reads_images:
             images = [image.convert("RGB") for image in examples]

@@ -43,18 +43,13 @@ def cache_name(backbone: FrozenBackbone, place: str, inputs: Any, batch_size: in
 def cached_states(
     path: Path, states: Iterator[torch.Tensor], length: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, bool]:
-    """Memory-map the hidden states of a file, after writing it if it is not there.
+    """Memory-map the hidden states of a file, after writing it, part by part, if it is not there.
 
     Of several processes that ask for one file, one writes it while the others wait. It is there whole or not at all.
 
-    Args:
-        path (`Path`): The file.
-        states (`Iterator[torch.Tensor]`): What to write, part by part along the first axis; untouched if it is there.
-        length (`int`): The size of the first axis.
-        dtype (`torch.dtype`): Of the hidden states.
-
     Returns:
-        The hidden states, on the CPU, and whether the file was there. Writing into them does not change the file.
+        The hidden states `(length, ...)`, on the CPU, and whether the file was there. Writing into them does not change
+        the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):

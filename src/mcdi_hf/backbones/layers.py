@@ -22,12 +22,7 @@ class _Capture(nn.Module):
 
 
 class LowerLayers:
-    """The frozen part of a backbone below its adapted layers.
-
-    Args:
-        backbone (`FrozenBackbone`): The backbone.
-        module_names (`list[str]`): The adapted modules, all in one stack of layers.
-    """
+    """The frozen part of a backbone below its adapted layers, which all lie in one stack of layers."""
 
     def __init__(self, backbone: FrozenBackbone, module_names: list[str]) -> None:
         path, first = split_point(backbone.model, module_names)
@@ -52,18 +47,16 @@ class LowerLayers:
     ) -> EncodedExamples:
         """Run the lower layers over examples, in batches of similar length.
 
-        With `cache_dir` they are written there and memory-mapped, so they may be larger than the memory, and whoever
-        asks again for those of the same examples, weights and layers reads them, to the bit.
+        With `cache_dir` the hidden states are memory-mapped from a file there, so they may be larger than the memory, and
+        are read again, to the bit, for the same examples, weights and layers.
 
         Args:
             examples (`list` of length `views * n`): Texts, pairs of texts or PIL images, see
                 [`FrozenBackbone.tokens`]. With several views: all examples as they are, then other views of each.
             batch_size (`int`, *optional*, defaults to 64): Examples a pass.
             num_views (`int`, *optional*, defaults to 1): How many views of every example there are.
-            on_batch (`Callable`, *optional*): Called after each pass with the number of its examples; once for all of
-                them that were read.
-            cache_dir (`str` or `Path`, *optional*): A folder for the hidden states. Without it they stay in memory, on
-                the device of the backbone.
+            on_batch (`Callable`, *optional*): Called after each pass with the number of its examples.
+            cache_dir (`str` or `Path`, *optional*): A folder for the hidden states; without it they stay in memory.
 
         Returns:
             [`EncodedExamples`] of `n` examples.
@@ -113,12 +106,7 @@ class LowerLayers:
 
 
 class UpperLayers:
-    """The layers from the first adapted one on, up to what the head reads. Names of modules stay what they were.
-
-    Args:
-        backbone (`FrozenBackbone`): The backbone.
-        module_names (`list[str]`): The adapted modules, all in one stack of layers.
-    """
+    """The layers from the first adapted one on, up to what the head reads. Names of modules stay what they were."""
 
     def __init__(self, backbone: FrozenBackbone, module_names: list[str]) -> None:
         path, first = split_point(backbone.model, module_names)

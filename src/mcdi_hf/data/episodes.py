@@ -19,8 +19,8 @@ class SupportBatch:
         class_mask (`torch.Tensor` of shape `(tasks, classes)`): False marks padding.
         rows (`torch.Tensor` of shape `(tasks, views * examples)`, *optional*): The examples' rows in a table, on the
             CPU; 0 for padding. With several views: all of the first view, then all of the second, and so on.
-        features (`torch.Tensor` of shape `(tasks, examples, feature_dim)`, *optional*): What the head reads of them under
-            the mean adapter, the mean of the views of an example.
+        features (`torch.Tensor` of shape `(tasks, examples, feature_dim)`, *optional*): What the head reads of them
+            under the mean adapter, the mean of the views of an example.
         examples ([`EncodedExamples`], *optional*): The table that `rows` point into.
         classes (`list[tuple[str, ...]]`, *optional*): The class names of every task.
     """

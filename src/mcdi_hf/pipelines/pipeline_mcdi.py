@@ -145,39 +145,36 @@ class MCDiPipeline(DiffusionPipeline):
         """Generate one adapter for each support set.
 
         Args:
-            support (`dict`, `datasets.Dataset`, a list of these, or [`SupportBatch`]):
-                One task or many. A `dict` maps a label to its examples, see [`as_support_sets`]: texts, pairs of texts
-                or PIL images, as the backbone reads them, or ready features of shape `(shots, feature_dim)`. A
-                `Dataset` has one `ClassLabel` column and one of texts or images. A [`SupportBatch`] is what
-                [`MCDiPipeline.encode_support`] made of some tasks.
-            num_candidates (`int`, *optional*, defaults to 1):
-                How many adapters to draw for each task, in one batch. A task's adapter is their mean, in the basis of
-                the shared start, which all of them are written in. [`MCDiPipeline.select`] chooses among them.
-            num_inference_steps (`int`, *optional*):
-                Steps of the scheduler; by default what the pipeline's config says.
-            strength (`float`, *optional*):
-                How far to go from what is free (0: the mean adapter and the imprinted head, exactly) to what is
-                generated (1); by default what the pipeline's config says.
-            temperature (`float`, *optional*, defaults to 1.0):
-                Scale of the starting noise and of the noise of each step; with 0 nothing is random.
-            eta (`float`, *optional*, defaults to 1.0):
-                1 samples as DDPM does, 0 as DDIM, whose steps add no noise.
-            batch_size (`int`, *optional*, defaults to 64):
-                How many tasks are worked on at once. Results do not depend on it.
-            generator (`torch.Generator` or a list of one a task, *optional*):
-                Makes the result reproducible. Every task has a stream of noise of its own, so that its result does not
-                depend on its neighbours: its generator in a list, or one that is seeded from the one generator given.
-            latents (`torch.Tensor` of shape `(tasks * num_candidates, tokens, token_dim)`, *optional*):
-                The starting noise, instead of drawing it.
-            output_type (`str`, *optional*, defaults to `"peft"`):
-                `"peft"` for [`GeneratedAdapter`], `"pt"` for flat weights, `"latent"` for tokens.
-            return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`MCDiPipelineOutput`] or a tuple.
-            callback_on_step_end (`Callable`, *optional*):
-                Called as `callback(pipe, step, timestep, tensors)` after each step; returns a dict that may replace
-                `latents`.
-            callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`):
-                The tensors handed to the callback.
+            support (`dict`, `datasets.Dataset`, a list of these, or [`SupportBatch`]): One task or many. A `dict` maps
+                a label to its examples, see [`as_support_sets`]: texts, pairs of texts or PIL images, as the backbone
+                reads them, or ready features of shape `(shots, feature_dim)`. A `Dataset` has one `ClassLabel` column
+                and one of texts or images. A [`SupportBatch`] is what [`MCDiPipeline.encode_support`] made of some
+                tasks.
+            num_candidates (`int`, *optional*, defaults to 1): How many adapters to draw for each task, in one batch. A
+                task's adapter is their mean, in the basis of the shared start, which all of them are written in.
+                [`MCDiPipeline.select`] chooses among them.
+            num_inference_steps (`int`, *optional*): Steps of the scheduler; by default what the pipeline's config
+                says.
+            strength (`float`, *optional*): How far to go from what is free (0: the mean adapter and the imprinted
+                head, exactly) to what is generated (1); by default what the pipeline's config says.
+            temperature (`float`, *optional*, defaults to 1.0): Scale of the starting noise and of the noise of each
+                step; with 0 nothing is random.
+            eta (`float`, *optional*, defaults to 1.0): 1 samples as DDPM does, 0 as DDIM, whose steps add no noise.
+            batch_size (`int`, *optional*, defaults to 64): How many tasks are worked on at once. Results do not depend
+                on it.
+            generator (`torch.Generator` or a list of one a task, *optional*): Makes the result reproducible. Every
+                task has a stream of noise of its own, so that its result does not depend on its neighbours: its
+                generator in a list, or one that is seeded from the one generator given.
+            latents (`torch.Tensor` of shape `(tasks * num_candidates, tokens, token_dim)`, *optional*): The starting
+                noise, instead of drawing it.
+            output_type (`str`, *optional*, defaults to `"peft"`): `"peft"` for [`GeneratedAdapter`], `"pt"` for flat
+                weights, `"latent"` for tokens.
+            return_dict (`bool`, *optional*, defaults to `True`): Whether to return a [`MCDiPipelineOutput`] or a
+                tuple.
+            callback_on_step_end (`Callable`, *optional*): Called as `callback(pipe, step, timestep, tensors)` after
+                each step; returns a dict that may replace `latents`.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`): The tensors handed
+                to the callback.
 
         Returns:
             [`MCDiPipelineOutput`], or a tuple whose first element is its `adapters`.

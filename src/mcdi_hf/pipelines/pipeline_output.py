@@ -19,8 +19,8 @@ class Draws:
     Attributes:
         settings (`dict`): Arguments of the call: `num_candidates`, `num_inference_steps`, `strength`, `temperature`, `eta`.
         generators (`list[torch.Generator]`): Every task's stream of noise, before the first draw.
-        latents (`torch.Tensor` of shape `(tasks * candidates, tokens, token_dim)`, *optional*): The starting noise, if it
-            was given.
+        latents (`torch.Tensor` of shape `(tasks * candidates, tokens, token_dim)`, *optional*): The starting noise, if
+            it was given.
         batches (`list[SupportBatch]`): The encoded support sets, in the parts that the call worked on.
         candidates (`list[torch.Tensor]`): The tokens of each part, `(tasks, candidates, tokens, token_dim)`.
     """
@@ -44,11 +44,9 @@ class Draws:
 class MCDiPipelineOutput(BaseOutput):
     """
     Args:
-        adapters (`list[GeneratedAdapter]` or `torch.Tensor`):
-            One a task, the mean of its candidates; a tensor of shape `(tasks, numbers)` for `output_type="pt"` and of
-            shape `(tasks, tokens, token_dim)` for `"latent"`.
-        draws ([`Draws`]):
-            How they were drawn, for [`MCDiPipeline.select`] and [`MCDiPipeline.refine`].
+        adapters (`list[GeneratedAdapter]` or `torch.Tensor`): One a task, the mean of its candidates; a tensor of
+            shape `(tasks, numbers)` for `output_type="pt"` and of shape `(tasks, tokens, token_dim)` for `"latent"`.
+        draws ([`Draws`]): How they were drawn, for [`MCDiPipeline.select`] and [`MCDiPipeline.refine`].
     """
 
     adapters: list[GeneratedAdapter] | torch.Tensor

@@ -27,12 +27,10 @@ def as_support_sets(support: Support | list[Support], feature_dim: int) -> list[
     """Bring one support set, or a list of them, to a list of `label -> examples`.
 
     Args:
-        support (`dict`, `datasets.Dataset` or a list of these):
-            A `dict` maps a label to its examples: texts, pairs of texts as tuples, PIL images, or ready features
-            as a tensor of shape `(shots, feature_dim)`. A `Dataset` has one `ClassLabel` column and one column of texts or
-            images.
-        feature_dim (`int`):
-            The width of ready features.
+        support (`dict`, `datasets.Dataset` or a list of these): A `dict` maps a label to its examples: texts, pairs of
+            texts as tuples, PIL images, or ready features as a tensor of shape `(shots, feature_dim)`. A `Dataset` has
+            one `ClassLabel` column and one column of texts or images.
+        feature_dim (`int`): The width of ready features.
 
     Raises:
         `TypeError`: when it is none of these.

@@ -18,10 +18,9 @@ from ..backbones.frozen import FrozenBackbone
 class MixedAdaptersOutput(BaseOutput):
     """
     Args:
-        logits (`torch.Tensor` of shape `(rows, classes)`):
-            As wide as the adapter with the most classes among those named; minus infinity where a row's has fewer.
-        labels (`list[str]`):
-            Each row's likeliest class, by its name.
+        logits (`torch.Tensor` of shape `(rows, classes)`): As wide as the adapter with the most classes among those
+            named; minus infinity where a row's has fewer.
+        labels (`list[str]`): Each row's likeliest class, by its name.
     """
 
     logits: torch.Tensor
@@ -39,9 +38,8 @@ class _Stored:
 class MixedAdapters:
     """Holds any number of adapters on one frozen backbone and runs batches in which each row names its adapter.
 
-    All adapters lie in two tensors, a row each: one of LoRA matrices, one of heads. To add or replace an adapter is to
-    write its row, to drop it frees the row for the next one; when all rows are taken, their number doubles. A causal
-    language model's adapters have no head: the verbalizer of their labels stands in for it.
+    All adapters lie in two tensors, a row each: one of LoRA matrices, one of heads. When all rows are taken, their number
+    doubles. A causal language model's adapters have no head: the verbalizer of their labels stands in for it.
 
     Hooks carry the adapters of a batch to the backbone, so calls must not overlap: serve from one thread.
 
@@ -79,11 +77,7 @@ class MixedAdapters:
         return list(self._stored[name].labels)
 
     def add(self, name: str, adapter: GeneratedAdapter) -> None:
-        """Add an adapter under a name that is not taken.
-
-        Args:
-            name (`str`): What rows call it by.
-            adapter (`GeneratedAdapter`): An adapter of this backbone and layout, for any number of classes.
+        """Add an adapter of this backbone and layout, for any number of classes, under a name that is not taken.
 
         Raises:
             `ValueError`: when the name is taken, when the adapter is of another backbone, layout or scaling, when it
@@ -97,24 +91,12 @@ class MixedAdapters:
         self._write(self._free.pop(), name, lora, head, adapter.labels)
 
     def replace(self, name: str, adapter: GeneratedAdapter) -> None:
-        """Put another adapter in the place of one that is there. It may have other classes.
-
-        Args:
-            name (`str`): The name of the one that is there.
-            adapter (`GeneratedAdapter`): As in [`MixedAdapters.add`].
-
-        Raises:
-            `ValueError`: when there is none of that name, and as in [`MixedAdapters.add`].
-        """
+        """Put another adapter, which may have other classes, in the place of one that is there. Raises as `add` does."""
         self._check_known([name])
         self._write(self._stored[name].slot, name, *self._read(adapter), adapter.labels)
 
     def drop(self, name: str) -> None:
-        """Forget an adapter; its place is taken by the next one that is added.
-
-        Args:
-            name (`str`): The name of one that is there.
-        """
+        """Forget an adapter; its place is taken by the next one that is added."""
         self._check_known([name])
         self._free.append(self._stored.pop(name).slot)
 
@@ -123,8 +105,8 @@ class MixedAdapters:
         """Classify a batch, each row by its own adapter, in one pass.
 
         Args:
-            examples (`list` of length `rows`): Texts, pairs of texts or PIL images, see [`FrozenBackbone.tokens`].
-                One that stands in several rows runs through the layers below the first adapted one once.
+            examples (`list` of length `rows`): Texts, pairs of texts or PIL images, see [`FrozenBackbone.tokens`]. One
+                that stands in several rows runs through the layers below the first adapted one once.
             names (`list[str]` of length `rows`): The adapter of each row. Rows may share one.
 
         Returns:
