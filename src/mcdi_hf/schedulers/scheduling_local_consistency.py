@@ -36,8 +36,8 @@ class LocalConsistencyScheduler(SchedulerMixin, ConfigMixin):
     """
     Noise, targets and loss weights of local consistency diffusion (Mc-Di), and an ordinary DDPM/DDIM sampler.
 
-    An optimiser's trajectory is cut into k = `num_segments` segments. Segment i = 1..k ends on the local target theta_i,
-    the last one on what the optimiser found. Segment i owns the timesteps from its boundary tau_i = T - round(i T / k)
+    An optimiser's trajectory is cut into k = `num_segments` segments. Segment i = 1..k ends on the target theta_i, the
+    last one on what the optimiser found. Segment i owns the timesteps from its boundary tau_i = T - round(i T / k)
     to T - 1, and sees its target through the noise level abar_i[t] = abar[t] / abar[tau_i - 1], with abar[-1] = 1:
 
         x_t  = sqrt(abar_i[t]) theta_i + sqrt(1 - abar_i[t]) eps                            [`add_noise`]
