@@ -27,9 +27,10 @@ test: quality ## Check the style and run the tests
 reliability: $(INSTALLED) ## Try faults and hostile inputs, and write the counts into docs/reliability.md
 	$(VENV)/bin/python examples/reliability.py
 
-quality: $(INSTALLED) ## Check the style only
+quality: $(INSTALLED) ## Check the style and the imports only
 	$(RUFF) check $(SOURCES)
 	$(RUFF) format --check $(SOURCES)
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 
 style: $(INSTALLED) ## Repair the style
 	$(RUFF) check --fix $(SOURCES)

@@ -1,5 +1,7 @@
 """A sequence classifier that reads the mean of the token states, where sentence encoders keep their meaning."""
 
+from typing import Any, Self
+
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
@@ -9,19 +11,16 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 class MeanPooledConfig(PreTrainedConfig):
     """Configuration of [`MeanPooledForSequenceClassification`].
 
-    Args:
-        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
-            The configuration of the encoder. A `dict` needs its `model_type`. Without one, a default BERT's.
+    `backbone_config` is its encoder's, an object or a `dict` with a `model_type`; by default that of BERT.
     """
 
     model_type = "mean_pooled"
     sub_configs = {"backbone_config": AutoConfig}
 
-    def __init__(self, backbone_config: PreTrainedConfig | dict | None = None, **kwargs) -> None:
-        if backbone_config is None:
-            backbone_config = AutoConfig.for_model("bert")
-        elif isinstance(backbone_config, dict):
-            backbone_config = AutoConfig.for_model(**backbone_config)
+    def __init__(self, backbone_config: PreTrainedConfig | dict | None = None, **kwargs: Any) -> None:
+        if not isinstance(backbone_config, PreTrainedConfig):
+            settings = {"model_type": "bert"} if backbone_config is None else backbone_config
+            backbone_config = AutoConfig.for_model(**settings)
         self.backbone_config = backbone_config
         super().__init__(**kwargs)
 
@@ -29,9 +28,8 @@ class MeanPooledConfig(PreTrainedConfig):
 class MeanPooledForSequenceClassification(PreTrainedModel):
     """An encoder with a linear head on its mean-pooled, unit-length token states, as sentence-transformers pools.
 
-    `AutoModelForSequenceClassification` reads the first token of a BERT, which a sentence encoder was never trained to
-    fill. The encoder lives in `backbone`, so that an adapter made for this class is refused by the plain classifier
-    instead of being loaded into features that it does not fit.
+    Transformers' own classifier reads the first token, which a sentence encoder was never trained to fill. The encoder
+    lives in `backbone`, so that the plain classifier refuses an adapter made for this class.
     """
 
     config_class = MeanPooledConfig
@@ -45,19 +43,8 @@ class MeanPooledForSequenceClassification(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_backbone(
-        cls, pretrained_model_name_or_path: str, num_labels: int = 2, **kwargs
-    ) -> "MeanPooledForSequenceClassification":
-        """Put a new head on a pretrained encoder.
-
-        Args:
-            pretrained_model_name_or_path (`str`):
-                A Hub id or a local folder that `AutoModel.from_pretrained` reads.
-            num_labels (`int`, *optional*, defaults to 2):
-                The number of classes.
-            kwargs:
-                Passed on to `AutoModel.from_pretrained`.
-        """
+    def from_backbone(cls, pretrained_model_name_or_path: str, num_labels: int = 2, **kwargs: Any) -> Self:
+        """Put a new head on a pretrained encoder. `kwargs` go to `AutoModel.from_pretrained`."""
         backbone = AutoModel.from_pretrained(pretrained_model_name_or_path, **kwargs)
         model = cls(MeanPooledConfig(backbone_config=backbone.config, num_labels=num_labels)).to(backbone.dtype)
         model.backbone = backbone
@@ -74,26 +61,21 @@ class MeanPooledForSequenceClassification(PreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> SequenceClassifierOutput:
         """Classify a batch.
 
         Args:
-            input_ids, attention_mask, token_type_ids (`torch.Tensor` of shape `(batch, length)`):
-                As made by the tokenizer.
-            inputs_embeds (`torch.Tensor` of shape `(batch, length, hidden)`, *optional*):
-                Embedded tokens, in place of `input_ids`.
-            labels (`torch.Tensor` of shape `(batch,)`, *optional*):
-                Classes; with them the output has the cross-entropy as its `loss`.
+            input_ids, attention_mask, token_type_ids (`torch.Tensor` of shape `(batch, length)`): The tokenizer's.
+            inputs_embeds (`torch.Tensor` of shape `(batch, length, hidden)`, *optional*): In place of `input_ids`.
+            labels (`torch.Tensor` of shape `(batch,)`, *optional*): Classes, for the cross-entropy as `loss`.
         """
         if token_type_ids is not None:
             kwargs["token_type_ids"] = token_type_ids
-        states = self.backbone(
-            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
-        ).last_hidden_state
-        if attention_mask is None:
-            attention_mask = states.new_ones(states.shape[:2])
-        mask = attention_mask.unsqueeze(-1).to(states.dtype)
+        kwargs |= {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
+        states = self.backbone(**kwargs).last_hidden_state
+        mask = states.new_ones(states.shape[:2]) if attention_mask is None else attention_mask.to(states.dtype)
+        mask = mask.unsqueeze(-1)
         features = nn.functional.normalize((states * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
         logits = self.classifier(features)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)

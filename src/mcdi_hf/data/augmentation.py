@@ -1,7 +1,6 @@
 """Other views of an example: images moved a little, texts short of a word."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,14 +18,10 @@ WORD_DROPOUT = 0.15
 
 
 def random_affine(image: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Rotate, shear, scale and shift an image a little, about its centre.
+    """Rotate, shear, scale and shift an image a little, about its centre; its mode and size stay.
 
     By at most 15 degrees, 0.2, a factor of 1.2 and a tenth of the size, each drawn uniformly (the scale on a log axis).
     What comes in from outside is black.
-
-    Args:
-        image (`PIL.Image.Image`): Of any mode and size, which the view keeps.
-        random (`np.random.Generator`): Where the draws come from.
     """
     angle = math.radians(random.uniform(-MAX_DEGREES, MAX_DEGREES))
     shear = random.uniform(-MAX_SHEAR, MAX_SHEAR)
@@ -42,23 +37,14 @@ def random_affine(image: Image.Image, random: np.random.Generator) -> Image.Imag
 
 
 def word_dropout(text: str, random: np.random.Generator) -> str:
-    """Leave out each word with a probability of 0.15, but never all of them.
-
-    Args:
-        text (`str`): Words between blanks.
-        random (`np.random.Generator`): Where the draws come from.
-    """
+    """Leave out each word with a probability of 0.15, but never all of them."""
     words = text.split()
     kept = random.random(len(words)) >= WORD_DROPOUT
-    if not kept.any():
-        return text
-    return " ".join(word for word, keep in zip(words, kept) if keep)
+    return " ".join(word for word, keep in zip(words, kept) if keep) if kept.any() else text
 
 
 def augmented_views(examples: list[Any], num_views: int, seed: int = 0) -> list[Any]:
     """The examples as they are, followed by `num_views - 1` augmented views of all of them.
-
-    The frozen layers then run once for each view; the optimiser draws among the views of an example at every step.
 
     Args:
         examples (`list`): Texts, pairs of texts or PIL images.
@@ -66,13 +52,10 @@ def augmented_views(examples: list[Any], num_views: int, seed: int = 0) -> list[
         seed (`int`, *optional*, defaults to 0): A view depends on it, its number and the example's, and nothing else.
 
     Returns:
-        A list of length `num_views * len(examples)`, see [`EncodedExamples`].
+        A list of length `num_views * len(examples)`.
     """
-    views = list(examples)
-    for view in range(1, num_views):
-        for row, example in enumerate(examples):
-            views.append(_augment(example, np.random.default_rng((seed, view, row))))
-    return views
+    pairs = [(view, row) for view in range(1, num_views) for row in range(len(examples))]
+    return [*examples, *(_augment(examples[row], np.random.default_rng((seed, view, row))) for view, row in pairs)]
 
 
 def draw_views(task: Task, num_examples: int, num_views: int, random: np.random.Generator) -> Task:
@@ -81,7 +64,7 @@ def draw_views(task: Task, num_examples: int, num_views: int, random: np.random.
     Args:
         task (`Task`): Its rows are those of the examples as they are.
         num_examples (`int`): Examples of the data set.
-        num_views (`int`): Views of every example; with one of them the task stays what it is and nothing is drawn.
+        num_views (`int`): Views of every example; with 1 nothing is drawn.
         random (`np.random.Generator`): Draws a view for each row.
     """
     if num_views == 1:
@@ -99,5 +82,4 @@ def draw_views(task: Task, num_examples: int, num_views: int, random: np.random.
 def _augment(example: Any, random: np.random.Generator) -> Any:
     if isinstance(example, tuple):
         return tuple(word_dropout(text, random) for text in example)
-    augment: Callable = word_dropout if isinstance(example, str) else random_affine
-    return augment(example, random)
+    return word_dropout(example, random) if isinstance(example, str) else random_affine(example, random)

@@ -1,6 +1,7 @@
 """Tasks: a few labelled examples to learn from, others to be judged on."""
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Image, concatenate_datasets
@@ -31,17 +32,12 @@ class LabelledRows:
     """The rows of a data set by group and class. A class is known by both: `negative` of books is not that of films.
 
     Args:
-        dataset (`datasets.Dataset`):
-            Has a `ClassLabel` column of classes and may have one of groups.
-        label_column (`str`):
-            The column of classes.
-        group_column (`str`, *optional*):
-            The column of groups, such as domains or alphabets. Without it all classes are one group, `"all"`.
-        span (`range`, *optional*):
-            Keep these rows only: one split of a concatenated data set.
-        domain_column (`str`, *optional*):
-            The column of domains, a `ClassLabel` too. A class may have rows in many; what is learnt in some of them is
-            tested in others. Without it a row's domain is its group.
+        dataset (`datasets.Dataset`): The data set; its columns below are `ClassLabel`s.
+        label_column (`str`): The column of classes.
+        group_column (`str`, *optional*): The column of groups, such as alphabets; by default all are one, `"all"`.
+        span (`range`, *optional*): Keep these rows only: one split of a concatenated data set.
+        domain_column (`str`, *optional*): The column of domains. A class may have rows in many; what is learnt in some
+            of them is tested in others. By default a row's domain is its group.
 
     Attributes:
         groups (`dict[str, dict[str, np.ndarray]]`): Group -> class -> row numbers.
@@ -60,13 +56,12 @@ class LabelledRows:
         labels, names = class_column(dataset, label_column)
         turned = _unrotated(label_column) in dataset.features
         origins, origin_names = class_column(dataset, _unrotated(label_column)) if turned else (labels, names)
-        if group_column is None:
-            groups, group_names = np.zeros(len(dataset), dtype=int), ["all"]
-        else:
+        groups, group_names = np.zeros(len(dataset), dtype=int), ["all"]
+        if group_column is not None:
             groups, group_names = class_column(dataset, group_column)
-        domains, domain_names = (
-            (groups, group_names) if domain_column is None else class_column(dataset, domain_column)
-        )
+        domains, domain_names = groups, group_names
+        if domain_column is not None:
+            domains, domain_names = class_column(dataset, domain_column)
         self.groups: dict[str, dict[str, np.ndarray]] = {}
         self.origins: set[tuple[str, str, str]] = set()
         for index, group in enumerate(group_names):
@@ -87,8 +82,8 @@ class EpisodeSampler:
 
     Args:
         rows (`LabelledRows`): Where the support comes from.
-        ways (`tuple[int, int]`): The least and the greatest number of classes. Groups of fewer than the least are
-            left out; a group of fewer than the greatest gives tasks of as many classes as it has.
+        ways (`tuple[int, int]`): The least and the greatest number of classes. Groups of fewer than the least are left
+            out; those of fewer than the greatest give tasks of up to all their classes.
         shots (`tuple[int, int]`): The least and the greatest number of support examples a class, see [`draw_shots`].
         queries (`int`): Query examples a class, fewer where a class has no more.
         seed (`int`, *optional*, defaults to 0): Another seed, other tasks.
@@ -108,9 +103,8 @@ class EpisodeSampler:
         self.ways, self.shots, self.queries, self.seed = ways, shots, queries, seed
         self.groups = [group for group, classes in rows.groups.items() if len(classes) >= ways[0]]
         if not self.groups:
-            raise ValueError(
-                f"No group has {ways[0]} classes; they have { {g: len(c) for g, c in rows.groups.items()} }."
-            )
+            sizes = {group: len(classes) for group, classes in rows.groups.items()}
+            raise ValueError(f"No group has {ways[0]} classes; they have {sizes}.")
         counts = {(group, label): len(found) for group in self.groups for label, found in rows.groups[group].items()}
         if query_rows is not None:
             there = {(group, label) for group, own in query_rows.groups.items() for label in own}
@@ -131,20 +125,15 @@ class EpisodeSampler:
         for name in classes:
             shuffled = random.permutation(rows[name]).tolist()
             support.append(tuple(shuffled[:shots]))
-            rest = (
-                shuffled[shots:]
-                if self.query_rows is None
-                else random.permutation(self.query_rows.groups[group][name]).tolist()
-            )
+            rest = shuffled[shots:]
+            if self.query_rows is not None:
+                rest = random.permutation(self.query_rows.groups[group][name]).tolist()
             query.append(tuple(rest[: self.queries]))
         return Task(classes, tuple(support), tuple(query), group)
 
 
 def draw_shots(shots: tuple[int, int], random: np.random.Generator) -> int:
-    """Draw a number between the least and the greatest, as likely from 1 to 2 as from 100 to 200.
-
-    Of numbers from 1 to 256 drawn evenly hardly any would be few. Where both are the same nothing is drawn.
-    """
+    """Draw a number from the least to the greatest, evenly on a log axis; nothing is drawn where they are the same."""
     least, greatest = shots
     if least == greatest:
         return least
@@ -153,16 +142,10 @@ def draw_shots(shots: tuple[int, int], random: np.random.Generator) -> int:
 
 
 def check_disjoint(**splits: LabelledRows) -> None:
-    """Refuse splits that share a class of one group in one domain: a task of one would be no test of what was learnt
-    on another.
-
-    A class that [`rotate_classes`] made counts as the one that it was turned from.
-    """
-    names = list(splits)
-    for position, first in enumerate(names):
-        for second in names[position + 1 :]:
-            if shared := sorted(splits[first].origins & splits[second].origins):
-                raise ValueError(f"{first} and {second} share the classes {[_full_origin(*one) for one in shared]}.")
+    """Refuse splits that share a class of one group in one domain: one would not test what was learnt on another."""
+    for first, second in combinations(splits, 2):
+        if shared := sorted(splits[first].origins & splits[second].origins):
+            raise ValueError(f"{first} and {second} share the classes {[_full_origin(*one) for one in shared]}.")
 
 
 def rotate_classes(
@@ -170,29 +153,22 @@ def rotate_classes(
 ) -> Dataset:
     """Add a turned copy of every image, as an example of a new class: what few-shot work does with Omniglot.
 
-    Splits are made first and rotated after; a column beside the labels keeps the classes that the copies were turned
-    from, and [`check_disjoint`] goes by it.
-
     Args:
-        dataset (`datasets.Dataset`):
-            Has a column of images and a `ClassLabel` column.
-        image_column (`str`):
-            The column of images.
-        label_column (`str`):
-            The column of classes.
-        angles (`tuple[int, ...]`, *optional*, defaults to `(90, 180, 270)`):
-            Degrees to turn by, counter-clockwise. The pixels move, none is resampled.
+        dataset (`datasets.Dataset`): Has a column of images and a `ClassLabel` column.
+        image_column (`str`): The column of images.
+        label_column (`str`): The column of classes.
+        angles (`tuple[int, ...]`, *optional*, defaults to `(90, 180, 270)`): Degrees to turn by, counter-clockwise.
+            Pixels move, none is resampled.
 
     Returns:
         `datasets.Dataset` of `(1 + len(angles)) * rows` rows: those of `dataset`, then the copies of all of them for
-        each angle in turn, of the classes `"NAME rotated ANGLE"`. Column `LABEL_unrotated` has the first classes.
+        each angle in turn, of the classes `"NAME rotated ANGLE"`. Column `LABEL_unrotated` keeps the classes that they
+        were turned from, which [`check_disjoint`] goes by.
     """
     labels, names = class_column(dataset, label_column)
     unrotated = _unrotated(label_column)
     if unrotated in dataset.features:
-        raise ValueError(
-            f"The data set has a column {unrotated!r}, so it was rotated before: give all angles at once."
-        )
+        raise ValueError(f"Column {unrotated!r} says that it was rotated before: give all angles at once.")
     if not isinstance(dataset.features.get(image_column), Image):
         raise ValueError(f"Column {image_column!r} is no Image column; the data set has {dataset.features}.")
     if unknown := sorted(set(angles) - set(ROTATIONS)):
@@ -201,12 +177,8 @@ def rotate_classes(
     def turn(images: list, angle: int) -> dict[str, list]:
         return {image_column: [image.transpose(ROTATIONS[angle]) for image in images]}
 
-    copies = [
-        dataset.map(
-            turn, input_columns=image_column, fn_kwargs={"angle": angle}, batched=True, features=dataset.features
-        )
-        for angle in angles
-    ]
+    how = {"input_columns": image_column, "batched": True, "features": dataset.features}
+    copies = [dataset.map(turn, fn_kwargs={"angle": angle}, **how) for angle in angles]
     origins = np.tile(labels, 1 + len(angles))
     shifts = len(names) * np.repeat(np.arange(1 + len(angles)), len(dataset))
     new_names = [*names, *(f"{name} rotated {angle}" for angle in angles for name in names)]
@@ -233,14 +205,10 @@ def class_column(dataset: Dataset, column: str, dataset_name: str = "The data se
         raise ValueError(f"{dataset_name} has no column {column!r}; it has {dataset.column_names}.")
     feature = dataset.features[column]
     if not isinstance(feature, ClassLabel):
-        raise ValueError(
-            f"{dataset_name} has in column {column!r} a {feature}, expected a ClassLabel: use "
-            f"dataset.class_encode_column."
-        )
+        expected = "expected a ClassLabel: use dataset.class_encode_column."
+        raise ValueError(f"{dataset_name} has in column {column!r} a {feature}, {expected}")
     numbers = np.asarray(dataset.with_format("numpy")[column][:], dtype=int)
     if (numbers < 0).any():  # how data sets with a hidden test split mark its rows
-        raise ValueError(
-            f"{dataset_name} has no class in column {column!r} of {(numbers < 0).sum()} rows, where it is -1: give "
-            f"rows that have one."
-        )
+        where = f"in column {column!r} of {(numbers < 0).sum()} rows, where it is -1"
+        raise ValueError(f"{dataset_name} has no class {where}: give rows that have one.")
     return numbers, feature.names

@@ -25,8 +25,7 @@ class MCDiDenoiserOutput(BaseOutput):
 class DenoiserBlock(nn.Module):
     """Self-attention and a feed-forward layer, both modulated by time and task (adaLN-zero, Peebles & Xie 2023).
 
-    The modulation is shared by all blocks but for a table of each block's own (Chen et al. 2024), which keeps the
-    model small.
+    All blocks share the modulation but for a table of each block's own (Chen et al. 2024).
     """
 
     def __init__(self, dim: int, num_heads: int, ff_mult: int) -> None:
@@ -55,22 +54,15 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
     tokens only; the class tokens then take part in the attention and are not answered.
 
     Args:
-        tokens (`list[list[int]]`):
-            For each LoRA token its layer, module, matrix, part and filled width: see [`TokenCoordinates`].
-        token_dim (`int`):
-            Width of a token.
-        head_width (`int`):
-            How many numbers of a head token are filled; 0 for adapters without a head.
-        cond_dim (`int`, *optional*, defaults to 256):
-            Width of the class tokens and of the task token.
-        dim (`int`, *optional*, defaults to 256):
-            Width of the transformer.
-        num_layers (`int`, *optional*, defaults to 4):
-            Number of blocks.
-        num_heads (`int`, *optional*, defaults to 4):
-            Attention heads of a block.
-        ff_mult (`int`, *optional*, defaults to 2):
-            Width of the feed-forward layer, in multiples of `dim`.
+        tokens (`list[list[int]]`): For each LoRA token its layer, module, matrix, part and filled width, see
+            [`TokenCoordinates`].
+        token_dim (`int`): Width of a token.
+        head_width (`int`): How many numbers of a head token are filled; 0 for adapters without a head.
+        cond_dim (`int`, *optional*, defaults to 256): Width of the class tokens and of the task token.
+        dim (`int`, *optional*, defaults to 256): Width of the transformer.
+        num_layers (`int`, *optional*, defaults to 4): Number of blocks.
+        num_heads (`int`, *optional*, defaults to 4): Attention heads of a block.
+        ff_mult (`int`, *optional*, defaults to 2): Width of the feed-forward layer, in multiples of `dim`.
     """
 
     _supports_gradient_checkpointing = True
@@ -94,8 +86,7 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
             raise ValueError(f"num_heads is {num_heads}: expected a divisor of dim, which is {dim}.")
         coordinates = torch.tensor(tokens)
         self.register_buffer("coordinates", coordinates[:, :4], persistent=False)
-        filled = torch.arange(token_dim) < coordinates[:, 4:]
-        self.register_buffer("filled", filled, persistent=False)
+        self.register_buffer("filled", torch.arange(token_dim) < coordinates[:, 4:], persistent=False)
         # Inside, tokens of one matrix stand side by side, so that each goes through its own matrix's layer only.
         order = coordinates[:, 2].argsort(stable=True)
         self.register_buffer("order", order, persistent=False)
@@ -122,12 +113,7 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_layout(cls, layout: AdapterLayout, **sizes: int) -> "MCDiDenoiser":
-        """The denoiser for the adapters of a layout.
-
-        Args:
-            layout (`AdapterLayout`): The adapters' layout.
-            sizes (`int`): `cond_dim`, `dim`, `num_layers`, `num_heads`, `ff_mult`.
-        """
+        """The denoiser for a layout's adapters; `sizes` are `cond_dim`, `dim`, `num_layers`, `num_heads`, `ff_mult`."""
         return cls(**cls.sizes_of(layout), **sizes)
 
     @staticmethod
@@ -150,19 +136,13 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
     ) -> MCDiDenoiserOutput | tuple[torch.Tensor]:
         """
         Args:
-            sample (`torch.Tensor` of shape `(tasks, lora_tokens + classes, token_dim)`):
-                Noised tokens, those of the LoRA matrices alone without a head; what lies behind a token's filled width
-                is ignored.
-            timestep (`torch.Tensor` of shape `()` or `(tasks,)`, or a number):
-                The diffusion timestep.
-            class_tokens (`torch.Tensor` of shape `(tasks, classes, cond_dim)`):
-                From [`TaskEncoder`].
-            task_token (`torch.Tensor` of shape `(tasks, cond_dim)`):
-                From [`TaskEncoder`].
-            class_mask (`torch.Tensor` of shape `(tasks, classes)`, *optional*):
-                False marks padding; without it every class is there.
-            return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`MCDiDenoiserOutput`] or a tuple.
+            sample (`torch.Tensor` of shape `(tasks, lora_tokens + classes, token_dim)`): Noised tokens, those of the
+                LoRA matrices alone without a head; what lies behind a token's filled width is ignored.
+            timestep (`torch.Tensor` of shape `()` or `(tasks,)`, or a number): The diffusion timestep.
+            class_tokens (`torch.Tensor` of shape `(tasks, classes, cond_dim)`): From [`TaskEncoder`].
+            task_token (`torch.Tensor` of shape `(tasks, cond_dim)`): From [`TaskEncoder`].
+            class_mask (`torch.Tensor` of shape `(tasks, classes)`, *optional*): False marks padding.
+            return_dict (`bool`, *optional*, defaults to `True`): Whether to return no plain tuple.
         """
         timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         task = self.task_in(task_token)
@@ -176,15 +156,8 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
             classes = self.head_in(head[..., :width]) + classes
         place = sum(table(index) for table, index in zip(self.places, self.coordinates[self.order].unbind(dim=1)))
         place_a, place_b = self._by_matrix(place.unsqueeze(0))
-        states = torch.cat(
-            [
-                self.matrix_in[0](lora_a) + place_a,
-                self.matrix_in[1](lora_b) + place_b,
-                classes,
-                task.unsqueeze(1),
-            ],
-            dim=1,
-        )
+        lora_a, lora_b = self.matrix_in[0](lora_a) + place_a, self.matrix_in[1](lora_b) + place_b
+        states = torch.cat([lora_a, lora_b, classes, task.unsqueeze(1)], dim=1)
         mask = None
         if class_mask is not None:
             mask = nn.functional.pad(class_mask, (len(self.coordinates), 1), value=True)[:, None, None, :]
@@ -200,9 +173,7 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         if width:
             head = nn.functional.pad(self.head_out(classes), (0, sample.shape[-1] - width))
             output = torch.cat([output, head], dim=1)
-        if not return_dict:
-            return (output,)
-        return MCDiDenoiserOutput(sample=output)
+        return MCDiDenoiserOutput(sample=output) if return_dict else (output,)
 
     def _by_matrix(self, lora: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Ordered LoRA tokens `(tasks, tokens, width)` as those of `lora_A` and those of `lora_B`."""

@@ -25,22 +25,20 @@ class LocalConsistencySchedulerOutput(BaseOutput):
     """
     Args:
         prev_sample (`torch.Tensor` of the sample's shape): The sample at the previous, less noisy timestep.
-        pred_original_sample (`torch.Tensor` of the sample's shape, *optional*): The clean sample that the model
-            output implies.
+        pred_original_sample (`torch.Tensor` of the sample's shape): The clean sample that the model output implies.
     """
 
     prev_sample: torch.Tensor
-    pred_original_sample: torch.Tensor | None = None
+    pred_original_sample: torch.Tensor
 
 
 class LocalConsistencyScheduler(SchedulerMixin, ConfigMixin):
     """
     Noise, targets and loss weights of local consistency diffusion (Mc-Di), and an ordinary DDPM/DDIM sampler.
 
-    An optimiser's trajectory is cut into `num_segments` segments, k of them. Segment i = 1..k ends on the local target
-    theta_i, the last one on what the optimiser found. Segment i owns the timesteps from its boundary
-    tau_i = T - round(i T / k) up to T - 1, and sees its target through the noise level
-    abar_i[t] = abar[t] / abar[tau_i - 1], with abar[-1] = 1:
+    An optimiser's trajectory is cut into k = `num_segments` segments. Segment i = 1..k ends on the target theta_i, the
+    last one on what the optimiser found. Segment i owns the timesteps from its boundary tau_i = T - round(i T / k)
+    to T - 1, and sees its target through the noise level abar_i[t] = abar[t] / abar[tau_i - 1], with abar[-1] = 1:
 
         x_t  = sqrt(abar_i[t]) theta_i + sqrt(1 - abar_i[t]) eps                            [`add_noise`]
         loss = || sqrt(1 - abar_i[t]) f(x_t, t) - sqrt(1 - abar[t]) eps ||^2                (local consistency loss)
@@ -48,32 +46,25 @@ class LocalConsistencyScheduler(SchedulerMixin, ConfigMixin):
 
     A network without loss makes DDPM's mean step (`eta=1` with zero `variance_noise`) pass theta_i when it leaves
     tau_i. `num_segments=1` is ordinary diffusion (Mv-Di) and `segment_starts="global"` noises every target as if it
-    were the last (Tw-Di). Sampling knows nothing of segments, so any scheduler with the same betas can replace this
-    one after training.
+    were the last (Tw-Di). Sampling knows nothing of segments: any scheduler with the same betas can do it.
 
     Args:
-        num_train_timesteps (`int`, *optional*, defaults to 20): Number of diffusion steps T. With `trained_betas` it
-            is their number, whatever is passed.
+        num_train_timesteps (`int`, *optional*, defaults to 20): Diffusion steps T; with `trained_betas` their number.
         num_segments (`int`, *optional*, defaults to 3): Number of local targets k, from 1 to T.
         beta_start (`float`, *optional*, defaults to 0.01): First beta of the linear schedules.
-        beta_end (`float`, *optional*, defaults to 0.45): Last beta of the linear schedules. The default suits T = 20,
-            where abar[T - 1] = 0.0039 and the level seen from the first of three targets is 0.034; a longer chain
-            needs a smaller one (0.02 at T = 1000).
+        beta_end (`float`, *optional*, defaults to 0.45): Last beta of the linear schedules. The default suits T = 20
+            (abar[T - 1] = 0.0039); a longer chain needs a smaller one, such as 0.02 at T = 1000.
         beta_schedule (`str`, *optional*, defaults to `"linear"`): `"linear"`, `"scaled_linear"` (linear in sqrt(beta))
             or `"squaredcos_cap_v2"` (Nichol & Dhariwal 2021, eq. 17, betas at most 0.999).
-        trained_betas (`np.ndarray` or `list[float]`, *optional*): The betas themselves, shape `(T,)`, in place of a
-            schedule.
-        prediction_type (`str`, *optional*, defaults to `"epsilon"`): What the network predicts: `"epsilon"`,
-            `"sample"` or `"v_prediction"`.
+        trained_betas (`np.ndarray` or `list[float]`, *optional*): Betas of shape `(T,)` in place of a schedule.
+        prediction_type (`str`, *optional*, defaults to `"epsilon"`): `"epsilon"`, `"sample"` or `"v_prediction"`.
         timestep_spacing (`str`, *optional*, defaults to `"trailing"`): `"leading"`, `"trailing"` or `"linspace"`, see
-            table 2 of https://huggingface.co/papers/2305.08891. `"leading"` leaves out the noisiest step when there
-            are few.
+            table 2 of https://huggingface.co/papers/2305.08891. A few `"leading"` steps leave out the noisiest one.
         clip_sample (`bool`, *optional*, defaults to `False`): Whether `step` clips the predicted clean sample.
         clip_sample_range (`float`, *optional*, defaults to 1.0): Largest magnitude after clipping.
         loss_weighting (`str`, *optional*, defaults to `"local"`): `"local"` is the paper's loss under every prediction
             type; `"unit"` weighs every target to unit variance, see [`get_loss_weight`].
-        segment_starts (`str`, *optional*, defaults to `"local"`): `"local"` puts the boundaries at tau_i, `"global"`
-            puts all of them at 0.
+        segment_starts (`str`, *optional*, defaults to `"local"`): `"global"` puts all boundaries at 0, not at tau_i.
     """
 
     _compatibles = ["DDPMScheduler", "DDIMScheduler"]
@@ -95,41 +86,36 @@ class LocalConsistencyScheduler(SchedulerMixin, ConfigMixin):
         loss_weighting: str = "local",
         segment_starts: str = "local",
     ) -> None:
-        for name, allowed in CHOICES.items():
-            if self.config[name] not in allowed:
-                raise ValueError(f"`{name}` is {self.config[name]!r}; it must be one of {allowed}.")
         if trained_betas is not None:
             num_train_timesteps = len(trained_betas)
             self.register_to_config(num_train_timesteps=num_train_timesteps)
-        if num_train_timesteps < 1:
-            raise ValueError(f"`num_train_timesteps` is {num_train_timesteps}; it must be at least 1.")
-        if not 1 <= num_segments <= num_train_timesteps:
-            raise ValueError(
-                f"`num_segments` is {num_segments}; it must be from 1 to {num_train_timesteps}, the timesteps."
-            )
-        if not (0 < beta_start < 1 and 0 < beta_end < 1):
-            raise ValueError(f"`beta_start` and `beta_end` are {beta_start} and {beta_end}; both must be in (0, 1).")
-        if clip_sample_range <= 0:
-            raise ValueError(f"`clip_sample_range` is {clip_sample_range}; it must be positive.")
+        fits = {name: (self.config[name] in allowed, f"one of {allowed}") for name, allowed in CHOICES.items()}
+        fits |= {
+            "num_train_timesteps": (num_train_timesteps >= 1, "at least 1"),
+            "num_segments": (1 <= num_segments <= num_train_timesteps, f"from 1 to {num_train_timesteps}"),
+            "beta_start": (0 < beta_start < 1, "in (0, 1)"),
+            "beta_end": (0 < beta_end < 1, "in (0, 1)"),
+            "clip_sample_range": (clip_sample_range > 0, "positive"),
+        }
+        for name, (fit, expected) in fits.items():
+            if not fit:
+                raise ValueError(f"`{name}` is {self.config[name]!r}; it must be {expected}.")
 
         betas = self._make_betas()
         if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
-            raise ValueError(f"The betas must be one row of numbers in (0, 1); got {betas.tolist()}.")
+            raise ValueError(f"The betas are {betas.tolist()}; they must be one row of numbers in (0, 1).")
         # Log levels in float64 from abar[-1] = 1 on: differences of them give abar_i, and expm1 of those 1 - abar_i,
         # without losing digits where it is tiny. They stay on the CPU (not every device has float64).
         self._log_levels = torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0)])
         self.betas = betas.float()
         self.alphas = (1 - betas).float()
         self.alphas_cumprod = self._log_levels[1:].exp().float()
-
-        # Standard deviation of the noise that sampling starts from.
-        self.init_noise_sigma = 1.0
+        self.init_noise_sigma = 1.0  # standard deviation of the noise that sampling starts from
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
 
     def _make_betas(self) -> torch.Tensor:
-        config = self.config
-        steps = config.num_train_timesteps
+        config, steps = self.config, self.config.num_train_timesteps
         if config.trained_betas is not None:
             return torch.from_numpy(np.array(config.trained_betas, dtype=np.float64))
         if config.beta_schedule == "linear":
@@ -157,55 +143,36 @@ class LocalConsistencyScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"`segments` are {segments.tolist()}; they must be from 1 to {self.config.num_segments}.")
         return self.segment_boundaries[segments - 1]
 
-    def _row_levels(
-        self, timesteps: torch.Tensor, segments: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _row_levels(self, timesteps: torch.Tensor, segments: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """The logarithms of abar_i[t], abar[t] and abar[tau_i - 1], each float64 on the CPU and of shape `(rows,)`."""
         starts, timesteps = torch.broadcast_tensors(self._starts(segments), timesteps.flatten().cpu())
         if ((timesteps < starts) | (timesteps >= self.config.num_train_timesteps)).any():
-            raise ValueError(
-                f"`timesteps` are {timesteps.tolist()}; they must be at least their segments' boundaries "
-                f"{starts.tolist()} and below {self.config.num_train_timesteps}."
-            )
+            expected = f"at least their segments' boundaries {starts.tolist()} and below {len(self)}"
+            raise ValueError(f"`timesteps` are {timesteps.tolist()}; they must be {expected}.")
         level, start = self._log_levels[timesteps + 1], self._log_levels[starts]
         return level - start, level, start
 
     @staticmethod
-    def _combine(
-        first: torch.Tensor, first_weight: torch.Tensor, second: torch.Tensor, second_weight: torch.Tensor
-    ) -> torch.Tensor:
-        """`first_weight * first + second_weight * second` by rows, in `first`'s dtype but computed in float32."""
-        dtype = torch.promote_types(first.dtype, torch.float32)
-        shape = (-1,) + (1,) * (first.ndim - 1)
-        first_weight, second_weight = (
-            weight.to(first.device, dtype).reshape(shape) for weight in (first_weight, second_weight)
-        )
-        return (first_weight * first.to(dtype) + second_weight * second.to(dtype)).to(first.dtype)
+    def _combine(sample: torch.Tensor, noise: torch.Tensor, weights: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """The weighted sum by rows, in `sample`'s dtype but computed in float32."""
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        shape = (-1,) + (1,) * (sample.ndim - 1)
+        first, second = (weight.to(sample.device, dtype).reshape(shape) for weight in weights)
+        return (first * sample.to(dtype) + second * noise.to(dtype)).to(sample.dtype)
 
     def local_alphas_cumprod(self, timesteps: torch.Tensor, segments: torch.Tensor | None = None) -> torch.Tensor:
-        """The noise level abar_i[t] that is seen from the target of segment i.
-
-        `timesteps` and `segments` as for [`add_noise`].
-
-        Returns:
-            `torch.Tensor` of shape `(rows,)`, float32, on the device of `timesteps`.
-        """
+        """The levels abar_i[t] for arguments of [`add_noise`], `(rows,)` in float32 on the device of `timesteps`."""
         return self._row_levels(timesteps, segments)[0].exp().to(timesteps.device, torch.float32)
 
     def sample_timesteps(self, segments: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Draws for every row a timestep of its segment, uniformly from tau_i to T - 1.
+        """Draws for every row a timestep of its segment, uniformly from tau_i to T - 1. The result is like `segments`.
 
         Args:
             segments (`torch.LongTensor` of shape `(rows,)`): Segments from 1 to `num_segments`.
-            generator (`torch.Generator`, *optional*): Makes the draw reproducible; it may live on another device than
-                `segments`.
-
-        Returns:
-            `torch.LongTensor` of shape `(rows,)` on the device of `segments`.
+            generator (`torch.Generator`, *optional*): Makes the draw reproducible; it may live on any device.
         """
         starts = self._starts(segments)
-        device = "cpu" if generator is None else generator.device
-        uniform = torch.rand(starts.shape, generator=generator, device=device).cpu()
+        uniform = torch.rand(starts.shape, generator=generator, device=generator and generator.device).cpu()
         return (starts + (uniform * (self.config.num_train_timesteps - starts)).long()).to(segments.device)
 
     def add_noise(
@@ -227,7 +194,7 @@ class LocalConsistencyScheduler(SchedulerMixin, ConfigMixin):
             `torch.Tensor` of the shape and dtype of `original_samples`.
         """
         local = self._row_levels(timesteps, segments)[0]
-        return self._combine(original_samples, (local / 2).exp(), noise, (-local.expm1()).sqrt())
+        return self._combine(original_samples, noise, ((local / 2).exp(), (-local.expm1()).sqrt()))
 
     def get_target(
         self,
@@ -236,80 +203,53 @@ class LocalConsistencyScheduler(SchedulerMixin, ConfigMixin):
         timesteps: torch.Tensor,
         segments: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What the network has to answer to `add_noise` of the same arguments.
+        """What the network has to answer to [`add_noise`] of the same arguments; the result has the same shape, too.
 
         Under `"epsilon"` that is the effective noise e = sqrt((1 - abar[t]) / (1 - abar_i[t])) eps, the zero of the
         local consistency loss. Under `"sample"` and `"v_prediction"` it is the clean sample and the velocity that the
-        sampler would derive from x_t and e; with A = abar[tau_i - 1] these simplify to the combinations below, which
-        have no difference of nearly equal numbers.
-
-        Args as for [`add_noise`].
-
-        Returns:
-            `torch.Tensor` of the shape and dtype of `original_samples`.
+        sampler would derive from x_t and e, written without differences of nearly equal numbers.
         """
-        sample_weight, noise_weight = self._target_weights(timesteps, segments)
-        return self._combine(original_samples, sample_weight, noise, noise_weight)
+        return self._combine(original_samples, noise, self._target_weights(timesteps, segments))
 
     def get_loss_weight(self, timesteps: torch.Tensor, segments: torch.Tensor | None = None) -> torch.Tensor:
-        """The weight of a row's squared error between model output and `get_target`.
+        """The weight of a row's squared error between model output and `get_target`, for arguments of [`add_noise`].
 
         With `loss_weighting="local"` the weighted error is the local consistency loss, whatever is predicted: the
         factor (1 - abar_i[t]), times what an error of the output makes in the implied noise. With `"unit"` it is one
-        over the target's variance for a sample of unit variance: the first steps of an early segment, whose targets
-        are several times larger, then count as much as others, and with one segment every row has the weight 1.
-
-        `timesteps` and `segments` as for [`add_noise`].
-
-        Returns:
-            `torch.Tensor` of shape `(rows,)`, float32, on the device of `timesteps`.
+        over the target's variance for a sample of unit variance, so that the first steps of an early segment, whose
+        targets are several times larger, count as much as others. `(rows,)`, float32, on the device of `timesteps`.
         """
         local, level, _ = self._row_levels(timesteps, segments)
         weight = -local.expm1()
         if self.config.loss_weighting == "unit":
-            sample_weight, noise_weight = self._target_weights(timesteps, segments)
-            weight = 1 / (sample_weight.square() + noise_weight.square())
+            weight = 1 / sum(factor.square() for factor in self._target_weights(timesteps, segments))
         elif self.config.prediction_type == "sample":
             weight = weight * level.exp() / -level.expm1()
         elif self.config.prediction_type == "v_prediction":
             weight = weight * level.exp()
         return weight.to(timesteps.device, torch.float32)
 
-    def _target_weights(
-        self, timesteps: torch.Tensor, segments: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `get_target` is made of: the factors of the sample and of the noise, `(rows,)` each."""
+    def _target_weights(self, timesteps: torch.Tensor, segments: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """The factors of sample and noise in `get_target`, `(rows,)` each."""
         local, level, start = self._row_levels(timesteps, segments)
         variance, local_variance = -level.expm1(), -local.expm1()
         if self.config.prediction_type == "epsilon":
-            sample_weight, noise_weight = torch.zeros_like(level), (variance / local_variance).sqrt()
-        elif self.config.prediction_type == "sample":
-            sample_weight = (-start / 2).exp()
-            noise_weight = start.expm1() * ((local - start).exp() / local_variance).sqrt()
-        else:
-            sample_weight = -variance.sqrt() * (-start / 2).exp()
-            noise_weight = (variance * (local - start).exp() / local_variance).sqrt()
-        return sample_weight, noise_weight
+            return torch.zeros_like(level), (variance / local_variance).sqrt()
+        if self.config.prediction_type == "sample":
+            return (-start / 2).exp(), start.expm1() * ((local - start).exp() / local_variance).sqrt()
+        return -variance.sqrt() * (-start / 2).exp(), (variance * (local - start).exp() / local_variance).sqrt()
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """The ordinary velocity sqrt(abar[t]) eps - sqrt(1 - abar[t]) x_0 (https://huggingface.co/papers/2202.00512).
-
-        Arguments and result are of the shapes of [`add_noise`].
-        """
+        """The ordinary velocity sqrt(abar[t]) eps - sqrt(1 - abar[t]) x_0, in the shapes of [`add_noise`]."""
         level = self._row_levels(timesteps, None)[1]
-        return self._combine(sample, -(-level.expm1()).sqrt(), noise, (level / 2).exp())
+        return self._combine(sample, noise, (-(-level.expm1()).sqrt(), (level / 2).exp()))
 
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
         """Returns `sample` unchanged whatever the timestep; other schedulers scale it here."""
         return sample
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Chooses the timesteps of a sampling run.
-
-        Args:
-            num_inference_steps (`int`): How many steps, from 1 to `num_train_timesteps`.
-            device (`str` or `torch.device`, *optional*): Where `timesteps` shall be.
-        """
+        """Chooses `timesteps` of a sampling run: `num_inference_steps` of them, at most T, on `device`."""
         total = self.config.num_train_timesteps
         if not 1 <= num_inference_steps <= total:
             raise ValueError(f"`num_inference_steps` is {num_inference_steps}; it must be from 1 to {total}.")
@@ -325,8 +265,7 @@ class LocalConsistencyScheduler(SchedulerMixin, ConfigMixin):
 
     def previous_timestep(self, timestep: int | torch.Tensor) -> int:
         """The run's next timestep below `timestep`, which need not be one of `timesteps`; -1 (no noise) if none is."""
-        t = int(timestep)
-        return max((lower for lower in self.timesteps.tolist() if lower < t), default=-1)
+        return max((t for t in self.timesteps.tolist() if t < int(timestep)), default=-1)
 
     def step(
         self,
@@ -351,12 +290,10 @@ class LocalConsistencyScheduler(SchedulerMixin, ConfigMixin):
             eta (`float`, *optional*, defaults to 0.0): Share of the ancestral noise, from 0 to 1.
             generator (`torch.Generator` or a list of them, *optional*): Makes the noise reproducible.
             variance_noise (`torch.Tensor` of the shape of `sample`, *optional*): Noise to use in place of drawing it.
-            return_dict (`bool`, *optional*, defaults to `True`): Whether to return a
-                [`LocalConsistencySchedulerOutput`] in place of a tuple.
+            return_dict (`bool`, *optional*, defaults to `True`): Whether to return no plain tuple.
 
         Returns:
-            [`LocalConsistencySchedulerOutput`] or `tuple`: the previous sample, then the predicted clean sample, both
-            of the shape and dtype of `sample`.
+            [`LocalConsistencySchedulerOutput`] or its two values, of the shape and dtype of `sample`.
         """
         t = int(timestep)
         if not 0 <= t < self.config.num_train_timesteps:
@@ -367,9 +304,9 @@ class LocalConsistencyScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("`generator` and `variance_noise` are both given; pass one of them.")
         previous = self.previous_timestep(t)
         log_level, log_previous = self._log_levels[[t + 1, previous + 1]].tolist()
-        signal, variance = math.exp(log_level / 2), -math.expm1(log_level)
-        previous_variance = -math.expm1(log_previous)
-        # Coefficients are Python floats, so they neither move between devices nor lose digits to the sample's dtype.
+        signal = math.exp(log_level / 2)
+        variance, previous_variance = -math.expm1(log_level), -math.expm1(log_previous)
+        # Python floats neither move between devices nor lose digits to the sample's dtype.
         dtype = torch.promote_types(sample.dtype, torch.float32)
         noisy, output = sample.to(dtype), model_output.to(dtype)
 
@@ -392,15 +329,11 @@ class LocalConsistencyScheduler(SchedulerMixin, ConfigMixin):
         # 3. Fresh noise.
         if eta > 0 and previous >= 0:
             if variance_noise is None:
-                variance_noise = randn_tensor(
-                    model_output.shape, generator=generator, device=model_output.device, dtype=model_output.dtype
-                )
+                variance_noise = randn_tensor(output.shape, generator, output.device, model_output.dtype)
             prev_sample = prev_sample + eta * math.sqrt(previous_variance * ancestral) * variance_noise
 
-        prev_sample, original = prev_sample.to(sample.dtype), original.to(sample.dtype)
-        if not return_dict:
-            return prev_sample, original
-        return LocalConsistencySchedulerOutput(prev_sample=prev_sample, pred_original_sample=original)
+        values = prev_sample.to(sample.dtype), original.to(sample.dtype)
+        return LocalConsistencySchedulerOutput(*values) if return_dict else values
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
