@@ -421,7 +421,9 @@ class MCDiPipeline(DiffusionPipeline):
             check_finite(tensors, len(adapters))
             own = self.codec.layout.unstack(tensors, [len(one.labels) for one in part])
             adapters += [
-                replace(one, tensors=new, details=replace(one.details, refine_steps=num_steps))
+                replace(
+                    one, tensors=new, details=replace(one.details, refine_steps=one.details.refine_steps + num_steps)
+                )
                 for one, new in zip(part, own)
             ]
         return MCDiPipelineOutput(adapters=adapters, draws=output.draws)

@@ -72,7 +72,7 @@ class Choice:
     @property
     def details(self) -> dict[str, Any]:
         """What [`GenerationDetails`] says of it."""
-        return {"chosen": self.chosen, "support_losses": self.support_losses, "folds": self.folds}
+        return {"chosen": self.chosen, "support_losses": self.support_losses, "folds": self.folds, "refine_steps": 0}
 
 
 class Selector:
