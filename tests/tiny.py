@@ -31,6 +31,7 @@ from mcdi_hf import (
     AdapterCodec,
     AdapterLayout,
     FrozenBackbone,
+    GeneratedAdapter,
     LocalConsistencyScheduler,
     MCDiDenoiser,
     MCDiPipeline,
@@ -159,6 +160,24 @@ def pipeline_for(backbone: FrozenBackbone, lora_config: LoraConfig) -> tuple[MCD
     pipe.backbone = backbone
     pipe.set_progress_bar_config(disable=True)
     return pipe, backbone
+
+
+def class_logits(
+    model: torch.nn.Module, backbone: FrozenBackbone, labels: list[str], examples: list[Any]
+) -> torch.Tensor:
+    """The logits of the classes under an ordinary model, example by example: `(examples, classes)`."""
+    rows = [model(**backbone.inputs([example])).logits[0] for example in examples]
+    if backbone.is_causal_lm:
+        words = [backbone.processor(label, add_special_tokens=False).input_ids[0] for label in labels]
+        rows = [row[-1, words] for row in rows]
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def logits_in_peft(backbone: FrozenBackbone, adapter: GeneratedAdapter, examples: list[Any]) -> torch.Tensor:
+    """The logits of an adapter as PEFT has them: `(examples, classes)`."""
+    model = adapter.load_into(backbone.classifier(num_labels=len(adapter.labels)))
+    return class_logits(model, backbone, adapter.labels, examples)
 
 
 def seeded(seed: int = 0) -> torch.Generator:

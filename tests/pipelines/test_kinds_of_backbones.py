@@ -8,30 +8,16 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
-from PIL import Image
-from tiny import assert_close, seeded, tiny_image_pipeline, tiny_language_pipeline, tiny_lora_config, tiny_pipeline
+from kinds import PIPELINES, SUPPORTS, TEXTS, Made
+from tiny import assert_close, logits_in_peft, seeded, tiny_language_pipeline, tiny_lora_config, tiny_pipeline
 
-from mcdi_hf import AdapterCodec, FrozenBackbone, MCDiDenoiser, MCDiPipeline
-
-
-RANDOM = np.random.default_rng(0)
+from mcdi_hf import AdapterCodec, MCDiDenoiser, MCDiPipeline
+from mcdi_hf.data.episodes import SupportBatch
 
 
-def noise_image(mode: str = "RGB") -> Image.Image:
-    shape = (8, 8, 3) if mode == "RGB" else (8, 8)
-    return Image.fromarray(RANDOM.integers(0, 256, shape, dtype=np.uint8))
-
-
-TEXTS = {"p": ["a b c", "a c", "b a"], "q": ["x y z", "z y"], "r": ["k l", "m"]}
-IMAGES = {label: [noise_image(), noise_image("L")] for label in ("cat", "dog", "owl")}
-SUPPORTS = {"llama": TEXTS, "vit": IMAGES}
-Made = tuple[MCDiPipeline, FrozenBackbone, dict]
-
-
-@pytest.fixture(scope="module", params=list(SUPPORTS))
-def made(request: pytest.FixtureRequest) -> Made:
-    pipe, backbone = {"llama": tiny_language_pipeline, "vit": tiny_image_pipeline}[request.param]()
-    return pipe, backbone, SUPPORTS[request.param]
+IMAGES = {label: images[:2] for label, images in SUPPORTS["vit"].items()}
+IMAGES["p"][1] = IMAGES["p"][1].convert("L")
+both_kinds = pytest.mark.parametrize("made", ["llama", "vit"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +26,12 @@ def llama() -> MCDiPipeline:
     return pipe
 
 
+@both_kinds
 def test_an_adapter_has_the_tensors_of_its_layout(made: Made) -> None:
     pipe, backbone, support = made
     (adapter,) = pipe(support, num_candidates=2, num_inference_steps=3, generator=seeded()).adapters
     layout = pipe.codec.layout
-    assert adapter.labels == list(support) and adapter.details["shots"] == [len(one) for one in support.values()]
+    assert adapter.labels == list(support) and adapter.details.shots == [len(one) for one in support.values()]
     assert {key: tuple(value.shape) for key, value in adapter.tensors.items()} == layout.shapes(len(support))
     assert bool(layout.head_keys) != backbone.is_causal_lm
     flat = pipe(support, num_inference_steps=3, output_type="pt").adapters
@@ -54,27 +41,28 @@ def test_an_adapter_has_the_tensors_of_its_layout(made: Made) -> None:
     assert latent.shape == (2, pipe.codec.num_lora_tokens + heads, layout.token_dim)
 
 
+@both_kinds
 def test_strength_zero_is_the_mean_adapter(made: Made) -> None:
-    pipe, backbone, support = made
+    pipe, _, support = made
     mean = pipe.codec.mean_adapter()
-    for adapter in (pipe.baseline(support), pipe(support, strength=0.0, num_inference_steps=2).adapters[0]):
-        assert all(adapter.tensors[key].equal(value[0]) for key, value in mean.items())
+    free = pipe(support, strength=0.0, num_inference_steps=2).adapters[0]
+    assert all(free.tensors[key].equal(value[0]) for key, value in mean.items())
     generated = pipe(support, num_inference_steps=2, generator=seeded()).adapters[0]
     assert not any(torch.allclose(generated.tensors[key], value[0]) for key, value in mean.items())
 
 
-def test_words_are_the_head_of_a_language_model(llama: MCDiPipeline) -> None:
-    weights, biases = llama.stacked.word_heads([tuple(TEXTS), ("q", "p")])
+def test_the_verbalizer_is_the_head_of_a_language_model(llama: MCDiPipeline) -> None:
+    batch = llama.encode_support([TEXTS, {"q": ["a"], "p": ["b"]}])
+    weights, biases = llama.stacked.free_heads(batch)
     head, ids = llama.backbone.model.lm_head.weight, llama.backbone.processor.convert_tokens_to_ids
     assert weights[0].equal(head[ids(list(TEXTS))]) and weights[1, :2].equal(head[ids(["q", "p"])])
     assert not weights[1, 2].any() and not biases.any()
-    features = torch.cat(list(llama.embed(TEXTS).values()))
-    expected = logits_in_peft(
-        llama.baseline(TEXTS), llama.backbone, [text for group in TEXTS.values() for text in group]
-    )
-    assert_close(features @ weights[0].T, expected)
+    examples = [text for group in TEXTS.values() for text in group]
+    expected = logits_in_peft(llama.backbone, llama(TEXTS, strength=0.0).adapters[0], examples)
+    assert_close(batch.features[0] @ weights[0].T, expected)
 
 
+@both_kinds
 def test_permuted_classes_leave_the_matrices_alone(made: Made) -> None:
     pipe, _, support = made
     turned = dict(reversed(support.items()))
@@ -85,78 +73,78 @@ def test_permuted_classes_leave_the_matrices_alone(made: Made) -> None:
         assert_close(other.tensors[key], expected)
 
 
-def test_the_condition_is_seen(made: Made) -> None:
+@both_kinds
+def test_the_support_is_seen(made: Made) -> None:
     pipe, _, support = made
     mixed = dict(zip(support, [*list(support.values())[1:], list(support.values())[0][:1]]))
-    settings = {"temperature": 0.0, "num_inference_steps": 3, "output_type": "pt"}
-    plain, other = pipe(support, **settings).adapters, pipe(support, condition=mixed, **settings).adapters
+    settings = {"temperature": 0.0, "num_inference_steps": 3, "output_type": "latent"}
+    plain, other = pipe(support, **settings).adapters, pipe(mixed, **settings).adapters
     assert not torch.allclose(plain, other, atol=1e-3)
-    assert_close(pipe(support, condition=support, **settings).adapters, plain)
 
 
+@both_kinds
 def test_a_batch_is_its_tasks_one_by_one(made: Made) -> None:
     pipe, _, support = made
     tasks = [support, dict(list(support.items())[:2])]
-    settings = {"num_candidates": 2, "combine": "select", "num_inference_steps": 3}
-    batch = pipe(tasks, generator=[seeded(0), seeded(1)], **settings).adapters
-    for seed, (task, adapter) in enumerate(zip(tasks, batch)):
-        single = pipe(task, generator=seeded(seed), **settings).adapters[0]
-        assert_close(adapter.tensors, single.tensors)
-        assert adapter.details["support_loss"] == pytest.approx(single.details["support_loss"], rel=1e-4)
+    settings = {"num_candidates": 2, "num_inference_steps": 3}
+    batch = pipe.select(pipe(tasks, generator=[seeded(0), seeded(1)], **settings)).adapters
+    parts = pipe.select(pipe(tasks, generator=[seeded(0), seeded(1)], batch_size=1, **settings)).adapters
+    for seed, task in enumerate(tasks):
+        (expected,) = pipe.select(pipe(task, generator=seeded(seed), **settings)).adapters
+        for adapter in (batch[seed], parts[seed]):
+            assert_close(adapter.tensors, expected.tensors)
+            assert adapter.details.chosen == expected.details.chosen
+            assert adapter.details.support_losses == pytest.approx(expected.details.support_losses, rel=1e-4)
 
 
-def test_features_in_place_of_examples(made: Made) -> None:
+@both_kinds
+def test_features_and_encoded_examples_in_place_of_examples(made: Made) -> None:
     pipe, backbone, support = made
-    features = pipe.embed(support)
-    assert [value.shape for value in features.values()] == [(len(v), backbone.feature_dim) for v in support.values()]
-    adapters = [pipe(one, num_inference_steps=3, generator=seeded()).adapters[0] for one in (support, features)]
-    assert_close(adapters[0].tensors, adapters[1].tensors)
+    batch = pipe.encode_support(support)
+    counts = [len(group) for group in support.values()]
+    assert batch.features.shape == (1, sum(counts), backbone.feature_dim)
+    features = dict(zip(support, batch.features[0].split(counts)))
+    expected, *others = (
+        pipe(one, num_inference_steps=3, generator=seeded()).adapters[0] for one in (support, features, batch)
+    )
+    for one in others:
+        assert one.labels == expected.labels
+        assert_close(one.tensors, expected.tensors)
 
 
-def logits_in_peft(adapter, backbone: FrozenBackbone, examples: list) -> torch.Tensor:
-    """The logits of the classes, example by example, as PEFT has them."""
-    model = adapter.load_into(backbone.classifier(num_labels=len(adapter.labels)))
-    rows = []
-    for example in examples:
-        with torch.no_grad():
-            logits = model(**backbone.inputs([example])).logits[0]
-        if backbone.is_causal_lm:
-            words = [
-                backbone.processor(f" {label}", add_special_tokens=False).input_ids[0] for label in adapter.labels
-            ]
-            logits = logits[-1, words]
-        rows.append(logits)
-    return torch.stack(rows)
-
-
+@both_kinds
 def test_the_stack_says_what_peft_says(made: Made) -> None:
     pipe, backbone, support = made
     adapter = pipe(support, num_inference_steps=3, generator=seeded(), strength=3.0).adapters[0]
-    examples = [example for group in support.values() for example in group]
-    encoded = pipe.stacked.encode(examples)
     own = {key: value.unsqueeze(0) for key, value in adapter.tensors.items()}
-    words = pipe.stacked.word_heads([tuple(adapter.labels)])
-    found = pipe.stacked.logits(own, encoded[torch.arange(len(examples))], words=words)[0]
-    torch.testing.assert_close(found, logits_in_peft(adapter, backbone, examples), rtol=1e-4, atol=1e-4)
+    found = pipe.stacked.logits(own, pipe.encode_support(support))[0]
+    expected = logits_in_peft(backbone, adapter, [example for group in support.values() for example in group])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert (found - found.mean(dim=0)).abs().max() > 1e-2
 
 
+@both_kinds
 def test_saved_and_loaded(made: Made, tmp_path: Path) -> None:
     pipe, _, support = made
     pipe.save_pretrained(tmp_path)
     loaded = MCDiPipeline.from_pretrained(tmp_path)
-    loaded.set_progress_bar_config(disable=True)
     adapters = [one(support, num_inference_steps=3, generator=seeded()).adapters[0] for one in (pipe, loaded)]
     assert_close(adapters[1].tensors, adapters[0].tensors)
+
+
+def seen(pipe: MCDiPipeline, support: Any) -> torch.Tensor:
+    batch = pipe.encode_support(support)
+    assert isinstance(batch, SupportBatch)
+    return batch.features
 
 
 def test_pairs_of_texts(llama: MCDiPipeline) -> None:
     pairs = {label: [("a", text) for text in texts] for label, texts in TEXTS.items()}
     lines = {label: ["\n".join(pair) for pair in texts] for label, texts in pairs.items()}
-    assert_close(llama.embed(pairs), llama.embed(lines))  # a language model reads them as two lines
+    assert_close(seen(llama, pairs), seen(llama, lines))  # a language model reads them as two lines
     bert, _ = tiny_pipeline()
     separate = {label: [f"{pair[0]} [SEP] {pair[1]}" for pair in texts] for label, texts in pairs.items()}
-    assert not any(torch.allclose(value, bert.embed(separate)[label]) for label, value in bert.embed(pairs).items())
+    assert not torch.isclose(seen(bert, pairs), seen(bert, separate)).all(dim=-1).any()
     assert bert(pairs, num_inference_steps=2).adapters[0].labels == list(pairs)
 
 
@@ -167,10 +155,11 @@ def image_rows(labels: list[int], **feature: bool) -> Dataset:
     return dataset.cast_column("photo", ImageFeature(**feature)) if feature else dataset
 
 
+@pytest.mark.parametrize("made", ["vit"], indirect=True)
 @pytest.mark.parametrize("format_name", [None, "numpy"])
-def test_images_of_a_dataset(format_name: str | None) -> None:
-    pipe, _ = tiny_image_pipeline()
-    assert_close(pipe.embed(image_rows([0, 0, 1, 1, 2, 2]).with_format(format_name)), pipe.embed(IMAGES))
+def test_images_of_a_dataset(made: Made, format_name: str | None) -> None:
+    rows = image_rows([0, 0, 1, 1, 2, 2]).with_format(format_name)
+    assert_close(seen(made[0], rows), seen(made[0], IMAGES))
 
 
 @pytest.mark.parametrize(
@@ -179,9 +168,9 @@ def test_images_of_a_dataset(format_name: str | None) -> None:
         ("llama", IMAGES, "holds images, but the backbone '.*' reads texts"),
         ("vit", TEXTS, "holds texts, but the backbone '.*' reads images"),
         ("vit", {"a": [("x", "y")], "b": [("z", "y")]}, "holds pairs of texts, but"),
-        ("vit", IMAGES | {"cat": IMAGES["cat"][0]}, "'cat' are one image: expected a list of images"),
-        ("vit", IMAGES | {"cat": [np.zeros((8, 8))]}, "(?s)'cat' holds array.*or a PIL image"),
-        ("vit", IMAGES | {"cat": ["a path.png"]}, "mixes texts and images"),
+        ("vit", IMAGES | {"p": IMAGES["p"][0]}, "'p' are one image: expected a list of images"),
+        ("vit", IMAGES | {"p": [np.zeros((8, 8))]}, "(?s)'p' holds array.*or a PIL image"),
+        ("vit", IMAGES | {"p": ["a path.png"]}, "mixes texts and images"),
         ("vit", image_rows([0, 0, 1, 1], decode=False), "one of strings or of decoded images"),
         ("vit", image_rows([0, 0, 1, 1]).add_column("caption", ["a", "b", "c", "d"]), "one ClassLabel and one of"),
         ("llama", TEXTS | {"p": [("a", " ")]}, "'p' holds .*a tuple of two such texts"),
@@ -192,8 +181,8 @@ def test_images_of_a_dataset(format_name: str | None) -> None:
     ],
 )
 def test_wrong_support_is_refused(kind: str, support: Any, message: str) -> None:
-    pipe, _ = {"llama": tiny_language_pipeline, "vit": tiny_image_pipeline}[kind]()
-    for call in (pipe, pipe.baseline, pipe.embed):
+    pipe, _ = PIPELINES[kind]()
+    for call in (pipe, pipe.encode_support):
         with pytest.raises(ValueError, match=message):
             call(support)
 

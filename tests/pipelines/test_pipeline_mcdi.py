@@ -1,16 +1,17 @@
-"""The pipeline on a tiny BERT: what it takes, what it gives back, and what it refuses."""
+"""The pipeline on a tiny BERT: what it gives back, and what it refuses."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
 from diffusers import AutoModel, DiffusionPipeline
 from tiny import assert_close, seeded, tiny_backbone, tiny_lora_config, tiny_pipeline
 
 from mcdi_hf import AdapterCodec, GeneratedAdapter, MCDiDenoiser, MCDiPipeline, TaskEncoder
+from mcdi_hf.adapters.head import class_means, imprint_head
 
 
 SUPPORT = {"first": ["a b c", "a c", "b a"], "second": ["x y z", "z y"]}
@@ -54,7 +55,7 @@ def test_texts_become_an_adapter(pipe: MCDiPipeline) -> None:
     (adapter,) = pipe(SUPPORT, generator=seeded(), num_candidates=2).adapters
     assert isinstance(adapter, GeneratedAdapter)
     assert adapter.labels == ["first", "second"]
-    assert adapter.details["shots"] == [3, 2] and adapter.details["num_candidates"] == 2
+    assert adapter.details.shots == [3, 2] and adapter.details.num_candidates == 2
     assert set(adapter.tensors) == set(pipe.codec.layout.keys)
     pipe.codec.layout.check({key: value.unsqueeze(0) for key, value in adapter.tensors.items()})
     assert all(value.isfinite().all() for value in adapter.tensors.values())
@@ -91,17 +92,25 @@ def test_defaults_of_a_call_are_saved(pipe: MCDiPipeline, tmp_path: Path) -> Non
     loaded = MCDiPipeline.from_pretrained(tmp_path)
     loaded.backbone = pipe.backbone
     adapter = loaded(SUPPORT, generator=seeded()).adapters[0]
-    assert loaded.num_timesteps == adapter.details["num_inference_steps"] == 3
+    assert loaded.num_timesteps == adapter.details.num_inference_steps == 3
     expected = pipe(SUPPORT, generator=seeded(), num_inference_steps=3, strength=0.25).adapters[0]
     assert_close(adapter.tensors, expected.tensors)
 
 
-@pytest.mark.parametrize("support", TASKS)
-def test_strength_zero_is_the_baseline(pipe: MCDiPipeline, support: dict[str, list[str]]) -> None:
-    baseline = pipe.baseline(support)
-    assert_same(pipe(support, strength=0.0, num_candidates=2).adapters[0], baseline)
-    generated = pipe(support, generator=seeded()).adapters[0]
-    assert all(not torch.allclose(generated.tensors[key], baseline.tensors[key]) for key in generated.tensors)
+def free_adapter(pipe: MCDiPipeline, support: dict[str, list[str]]) -> GeneratedAdapter:
+    return pipe(support, strength=0.0).adapters[0]
+
+
+def test_strength_zero_is_the_mean_adapter_with_the_imprinted_head(pipe: MCDiPipeline) -> None:
+    batch, layout = pipe.encode_support(TASKS), pipe.codec.layout
+    means = class_means(batch.features, batch.labels, 4)
+    heads = imprint_head(means, pipe.codec.config.imprint_scale, batch.class_mask)
+    for task, adapter in enumerate(pipe(TASKS, strength=0.0, num_candidates=2).adapters):
+        expected = {key: value[0] for key, value in pipe.codec.mean_adapter().items()}
+        expected |= {key: part[task, : len(TASKS[task])] for key, part in zip(layout.head_keys, heads)}
+        torch.testing.assert_close(adapter.tensors, expected, rtol=0, atol=0)
+        generated = pipe(TASKS[task], generator=seeded(), num_inference_steps=3).adapters[0]
+        assert not any(torch.allclose(generated.tensors[key], value) for key, value in adapter.tensors.items())
 
 
 def test_strength_is_linear(pipe: MCDiPipeline) -> None:
@@ -119,21 +128,35 @@ def test_without_temperature_nothing_is_random(pipe: MCDiPipeline) -> None:
     assert not torch.allclose(*warm, atol=1e-3)
 
 
-@pytest.mark.parametrize("combine", ["mean", "select"])
-def test_batch_is_its_tasks_one_by_one(pipe: MCDiPipeline, combine: str) -> None:
-    settings = {"num_candidates": 2, "combine": combine, "num_inference_steps": 4}
-    batch = pipe(TASKS, generator=[seeded(seed) for seed in range(3)], **settings).adapters
+@pytest.mark.parametrize("select", [False, True])
+def test_batch_is_its_tasks_one_by_one(pipe: MCDiPipeline, select: bool) -> None:
+    def generate(support: dict | list[dict], generator: torch.Generator | list) -> list[GeneratedAdapter]:
+        output = pipe(support, num_candidates=2, num_inference_steps=4, generator=generator)
+        return (pipe.select(output) if select else output).adapters
+
+    batch = generate(TASKS, [seeded(seed) for seed in range(3)])
     for seed, (task, adapter) in enumerate(zip(TASKS, batch, strict=True)):
-        single = pipe(task, generator=seeded(seed), **settings).adapters[0]
+        (single,) = generate(task, seeded(seed))
         assert adapter.labels == single.labels == list(task)
         assert_close(adapter.tensors, single.tensors)
-        losses, expected = (one.details.pop("support_losses") for one in (adapter, single))
-        loss, expected_loss = (one.details.pop("support_loss") for one in (adapter, single))
-        assert adapter.details == single.details
-        if combine == "select":
-            assert losses == pytest.approx(expected, rel=1e-4) and loss == pytest.approx(expected_loss, rel=1e-4)
-        else:
-            assert losses is expected is loss is expected_loss is None
+        found, expected = asdict(adapter.details), asdict(single.details)
+        losses, expected_losses = found.pop("support_losses"), expected.pop("support_losses")
+        assert found == expected and (losses is not None) == select
+        assert losses == (pytest.approx(expected_losses, rel=1e-4) if select else None)
+
+
+@pytest.mark.parametrize("output_type", ["peft", "pt", "latent"])
+def test_batches_of_any_size_are_the_same(pipe: MCDiPipeline, output_type: str, capsys: pytest.CaptureFixture) -> None:
+    settings = {"num_candidates": 2, "num_inference_steps": 3, "output_type": output_type}
+    whole, single = (pipe(TASKS, generator=seeded(), batch_size=size, **settings).adapters for size in (64, 1))
+    pipe.set_progress_bar_config(disable=False)
+    parts = pipe(TASKS, generator=seeded(), batch_size=2, **settings).adapters
+    pipe.set_progress_bar_config(disable=True)
+    assert "3/3" in capsys.readouterr().err  # tasks, not parts
+    if output_type == "peft":
+        whole, parts, single = ([one.tensors for one in made] for made in (whole, parts, single))
+    assert_close(parts, whole)
+    assert_close(single, whole)
 
 
 def test_permuted_classes_permute_the_head_alone(pipe: MCDiPipeline) -> None:
@@ -152,14 +175,14 @@ def test_order_of_examples_does_not_matter(pipe: MCDiPipeline) -> None:
     assert_close(other.tensors, plain.tensors)
 
 
-def test_condition_takes_the_place_of_the_support_but_for_the_head(pipe: MCDiPipeline) -> None:
-    condition = {"other": ["z", "y x"], "one": ["a a"]}
+def test_tokens_of_one_task_with_the_head_of_another(pipe: MCDiPipeline) -> None:
+    own, seen = pipe.encode_support(SUPPORT), pipe.encode_support({"other": ["z", "y x"], "one": ["a a"]})
     plain = pipe(SUPPORT, generator=seeded()).adapters[0]
-    assert_same(pipe(SUPPORT, condition=SUPPORT, generator=seeded()).adapters[0], plain)
-    other = pipe(SUPPORT, condition=condition, generator=seeded()).adapters[0]
-    assert other.labels == plain.labels
-    assert all(not other.tensors[key].equal(plain.tensors[key]) for key in plain.tensors)
-    assert_same(pipe(SUPPORT, condition=condition, strength=0.0).adapters[0], pipe.baseline(SUPPORT))
+    tokens = [pipe(batch, generator=seeded(), output_type="latent").adapters for batch in (own, seen)]
+    same, other, free = (pipe.decode_adapters(one, own) for one in (*tokens, torch.zeros_like(tokens[0])))
+    assert all(value[0].equal(plain.tensors[key]) for key, value in same.items())
+    assert not any(value[0].equal(plain.tensors[key]) for key, value in other.items())
+    assert all(value[0].equal(free_adapter(pipe, SUPPORT).tensors[key]) for key, value in free.items())
 
 
 def test_output_types(pipe: MCDiPipeline) -> None:
@@ -188,14 +211,14 @@ def test_number_of_steps(pipe: MCDiPipeline, steps: int) -> None:
     called = pipe(SUPPORT, generator=seeded(), num_inference_steps=steps, callback_on_step_end=callback).adapters[0]
     assert_same(called, plain)
     assert seen == list(enumerate(pipe.scheduler.timesteps.tolist()))
-    assert len(seen) == pipe.num_timesteps == plain.details["num_inference_steps"] == steps
+    assert len(seen) == pipe.num_timesteps == plain.details.num_inference_steps == steps
 
 
 def test_callback_replaces_latents(pipe: MCDiPipeline) -> None:
     def callback(pipe: MCDiPipeline, step: int, _: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict:
         return {"latents": torch.zeros_like(tensors["latents"])} if step == pipe.num_timesteps - 1 else {}
 
-    assert_same(pipe(SUPPORT, callback_on_step_end=callback).adapters[0], pipe.baseline(SUPPORT))
+    assert_same(pipe(SUPPORT, callback_on_step_end=callback).adapters[0], free_adapter(pipe, SUPPORT))
 
 
 def test_latents_are_the_starting_noise(pipe: MCDiPipeline) -> None:
@@ -218,79 +241,19 @@ def test_mean_is_that_of_the_candidates(pipe: MCDiPipeline) -> None:
     assert_close(together, torch.stack(singles).mean(dim=0))
 
 
-def test_features_in_place_of_texts(pipe: MCDiPipeline) -> None:
-    features = pipe.embed(SUPPORT)
-    width = pipe.codec.layout.feature_dim
-    assert {label: value.shape for label, value in features.items()} == {"first": (3, width), "second": (2, width)}
-    assert_close(
-        pipe(features, generator=seeded()).adapters[0].tensors, pipe(SUPPORT, generator=seeded()).adapters[0].tensors
-    )
-    assert_close(pipe.baseline(features).tensors, pipe.baseline(SUPPORT).tensors)
-
-
-def make_dataset(**columns: list) -> Dataset:
-    features = {name: Value("string") for name in columns if name != "intent"}
-    return Dataset.from_dict(columns, Features({**features, "intent": ClassLabel(names=["none", "first", "second"])}))
-
-
-@pytest.mark.parametrize("first", [1, 2])
-def test_dataset_is_the_dict_in_the_order_of_its_class_names(pipe: MCDiPipeline, first: int) -> None:
-    rows = [(text, index) for index, examples in enumerate(SUPPORT.values(), start=1) for text in examples]
-    rows.sort(key=lambda row: row[1] != first)
-    texts, labels = (list(column) for column in zip(*rows))
-    dataset = make_dataset(query=texts, intent=labels)
-    assert_same(pipe(dataset, generator=seeded()).adapters[0], pipe(SUPPORT, generator=seeded()).adapters[0])
-
-
-FEATURES = {"first": torch.zeros(1, 16), "second": torch.ones(1, 16)}
-
-
-@pytest.mark.parametrize(
-    ("support", "error", "message"),
-    [
-        ({"only": ["a"]}, ValueError, r"\['only'\].*at least two"),
-        ([], ValueError, "empty"),
-        ({"first": [], "second": ["a"]}, ValueError, "'first' has no example"),
-        ({"first": ["a", " "], "second": ["a"]}, ValueError, "'first' holds ' '"),
-        ({"first": ["a", 3], "second": ["a"]}, ValueError, "'first' holds 3"),
-        ({"first": "a b", "second": ["a"]}, ValueError, "'first' are one string"),
-        ({"": ["a"], "second": ["a"]}, ValueError, "'' is no label"),
-        ({0: ["a"], 1: ["a"]}, ValueError, "0 is no label"),
-        ({**FEATURES, "first": torch.full((1, 16), float("nan"))}, ValueError, "'first' hold NaN"),
-        ({**FEATURES, "first": torch.full((1, 16), float("inf"))}, ValueError, "'first' hold NaN or inf"),
-        ({**FEATURES, "first": torch.zeros(16)}, ValueError, r"'first' have shape \(16,\)"),
-        ({**FEATURES, "first": torch.zeros(0, 16)}, ValueError, r"'first' have shape \(0, 16\)"),
-        ({"first": torch.zeros(1, 99), "second": torch.zeros(1, 99)}, ValueError, "expected \\(shots, 16\\)"),
-        ({**FEATURES, "first": ["a"]}, ValueError, "mixes texts and ready features"),
-        ([SUPPORT, FEATURES], ValueError, "mixes texts and ready features"),
-        ("a text", TypeError, "is a str"),
-        ([["a"], ["b"]], TypeError, "is a list"),
-        (
-            make_dataset(text=["a", "b"], more=["c", "d"], intent=[1, 2]),
-            ValueError,
-            "one ClassLabel and one of strings",
-        ),
-        (make_dataset(intent=[1, 2]), ValueError, "one ClassLabel and one of strings"),
-        (make_dataset(text=["a", "b", "c"], intent=[1, 2, -1]), ValueError, "without a label in 'intent'"),
-    ],
-)
-def test_wrong_support_is_refused(pipe: MCDiPipeline, support: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        pipe(support)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"combine": "best"}, "combine is 'best'.*'first', 'mean', 'select'"),
         ({"num_candidates": 0}, "num_candidates is 0"),
+        ({"num_candidates": 1.5}, "num_candidates is 1.5"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"strength": float("nan")}, "strength is nan"),
         ({"temperature": -0.5}, "temperature is -0.5"),
+        ({"temperature": float("inf")}, "temperature is inf"),
         ({"output_type": "np"}, "output_type is 'np'"),
         ({"generator": [seeded(), seeded()]}, "2 generators for 1 support sets"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"\['noise'\]"),
-        ({"condition": TASKS[1]}, r"\[4\] classes, the support sets \[2\]"),
-        ({"condition": [SUPPORT, SUPPORT]}, r"\[2, 2\] classes, the support sets \[2\]"),
-        ({"condition": {"first": ["a"]}}, "at least two"),
+        ({"latents": torch.zeros(1, 20, 20)}, r"latents have shape \(1, 20, 20\): expected \(1, 18, 20\)"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": 10_000}, "num_inference_steps"),
     ],
@@ -298,11 +261,6 @@ def test_wrong_support_is_refused(pipe: MCDiPipeline, support: Any, error: type[
 def test_wrong_arguments_are_refused(pipe: MCDiPipeline, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pipe(SUPPORT, **arguments)
-
-
-def test_select_refuses_features(pipe: MCDiPipeline) -> None:
-    with pytest.raises(ValueError, match="need examples"):
-        pipe(pipe.embed(SUPPORT), combine="select")
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"pooling": "default"}])

@@ -41,5 +41,6 @@ def refine_adapters(
         trained = {key: value.detach() for key, value in trained.items()}
         check_finite(trained, first=len(adapters))
         for one, own in zip(part, stacked.layout.unstack(trained, [len(one.labels) for one in part])):
-            adapters.append(replace(one, tensors=own, details=replace(one.details, refine_steps=num_steps)))
+            details = replace(one.details, refine_steps=one.details.refine_steps + num_steps)
+            adapters.append(replace(one, tensors=own, details=details))
     return adapters

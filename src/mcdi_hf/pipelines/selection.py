@@ -100,8 +100,14 @@ class Selector:
         options = self._options(candidates.unsqueeze(0))[0]
         tensors = self.decode(options[[best - 1]], task) if best else self._frozen_adapters(task)
         (tensors,) = self.codec.layout.unstack(tensors, [len(adapter.labels)])
-        scores = {"support_losses": dict(zip(names, losses.tolist())), "folds": folds}
-        return replace(adapter, tensors=tensors, details=replace(adapter.details, chosen=names[best], **scores))
+        details = replace(
+            adapter.details,
+            chosen=names[best],
+            support_losses=dict(zip(names, losses.tolist())),
+            folds=folds,
+            refine_steps=0,  # the options are as they were generated
+        )
+        return replace(adapter, tensors=tensors, details=details)
 
     @staticmethod
     def _options(candidates: torch.Tensor) -> torch.Tensor:
