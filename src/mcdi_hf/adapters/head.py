@@ -7,15 +7,9 @@ Head = tuple[torch.Tensor, torch.Tensor]  # weights `(tasks, classes, feature_di
 
 
 def class_means(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """The mean feature of every class.
-
-    Args:
-        features (`torch.Tensor` of shape `(tasks, examples, feature_dim)`): What the head reads.
-        labels (`torch.Tensor` of shape `(tasks, examples)`): Classes from 0; -1 marks padding.
-        num_classes (`int`): The largest number of classes among the tasks.
-
-    Returns:
-        `torch.Tensor` of shape `(tasks, num_classes, feature_dim)`; zeros for a class without examples.
+    """The mean feature of every class: features `(tasks, examples, feature_dim)` and their labels `(tasks,
+    examples)`, of which -1 marks padding, to `(tasks, num_classes, feature_dim)`, with zeros for a class without
+    examples.
     """
     member = labels.unsqueeze(1) == torch.arange(num_classes, device=labels.device).unsqueeze(-1)
     member = member.to(features.dtype)
@@ -50,17 +44,9 @@ def imprint_head(means: torch.Tensor, scale: float, class_mask: torch.Tensor | N
 def head_logits(
     features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, class_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The logits of a stack of heads, each on its own features.
-
-    Args:
-        features (`torch.Tensor` of shape `(tasks, examples, feature_dim)`): What the heads read.
-        weight (`torch.Tensor` of shape `(tasks, classes, feature_dim)`): The heads' weights.
-        bias (`torch.Tensor` of shape `(tasks, classes)`): The heads' biases.
-        class_mask (`torch.Tensor` of shape `(tasks, classes)`, *optional*): False marks classes that are padding;
-            their logits are minus infinity.
-
-    Returns:
-        `torch.Tensor` of shape `(tasks, examples, classes)`.
+    """The logits `(tasks, examples, classes)` of a stack of heads, weights `(tasks, classes, feature_dim)` and
+    biases `(tasks, classes)`, each on its own features `(tasks, examples, feature_dim)`. They are minus infinity
+    for classes that `class_mask` `(tasks, classes)` says are padding.
     """
     logits = torch.baddbmm(bias.unsqueeze(1), features, weight.transpose(1, 2))
     return logits if class_mask is None else logits.masked_fill(~class_mask.unsqueeze(1), float("-inf"))

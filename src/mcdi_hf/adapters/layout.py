@@ -125,13 +125,8 @@ class AdapterLayout:
         return layout
 
     def check_lora_config(self, model: nn.Module, lora_config: dict, head_name: str) -> None:
-        """Refuse a LoRA config that adapts or scales other modules of a backbone than this layout; PEFT itself is asked.
-
-        Args:
-            model (`nn.Module`): The backbone.
-            lora_config (`dict`): `LoraConfig.to_dict()`.
-            head_name (`str`): The module that is the backbone's linear head.
-        """
+        """Refuse a LoRA config, as `to_dict` gives it, that adapts or scales other modules of a backbone than this
+        layout; PEFT itself is asked."""
         # Wherever the backbone was loaded from: PEFT would warn that it is not the place that the config names.
         config = LoraConfig(**lora_config | {"base_model_name_or_path": None})
         found = AdapterLayout.from_model(model, config, head_name, self.token_dim)

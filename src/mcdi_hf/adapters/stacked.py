@@ -61,15 +61,9 @@ class StackedLora:
         return found[order.argsort()]
 
     def logits(self, tensors: dict[str, torch.Tensor], batch: SupportBatch) -> torch.Tensor:
-        """Each adapter's logits on the examples of its own task.
-
-        Args:
-            tensors (`dict[str, torch.Tensor]`): As in [`StackedLora.features`], with the heads, if the layout has one.
-            batch ([`SupportBatch`]): The tasks, one an adapter, with their table of examples, and with the class names
-                if verbalizers stand in for heads.
-
-        Returns:
-            `torch.Tensor` of shape `(N, b, classes)`; minus infinity for classes that are padding.
+        """The logits `(N, b, classes)` of N adapters, key on disk -> `(N, *shape)`, each on the examples of its own
+        task; they are minus infinity for classes that are padding. Without heads the batch's class names give
+        verbalizers.
         """
         features = self.features(tensors, batch.inputs())
         head = tuple(tensors[key] for key in self.layout.head_keys) or self.free_heads(batch)

@@ -111,14 +111,8 @@ class FrozenBackbone:
 
     @classmethod
     def of(cls, base_model: dict[str, Any], pretrained_model_name_or_path: str | None = None) -> "FrozenBackbone":
-        """Load the backbone that adapters were made for, in float32, in which they were made.
-
-        Args:
-            base_model (`dict`): Its record in the config of [`AdapterCodec`]: the name, the commit, the pooling and
-                the length of texts.
-            pretrained_model_name_or_path (`str`, *optional*): Where it lies, if not under its name; its main branch is
-                taken then.
-        """
+        """Load the backbone that adapters were made for, in float32, in which they were made, by its record in the
+        config of [`AdapterCodec`]. If it lies elsewhere than under its name, its main branch is taken there."""
         name = base_model["name_or_path"]
         place = pretrained_model_name_or_path or name
         revision = base_model.get("revision") if place == name else None  # early records have none
@@ -128,10 +122,8 @@ class FrozenBackbone:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the encoder's weights: the same weights under any name have the same one, a revision has another.
-
-        A stride through every tensor is read, not all of it: the answer takes milliseconds.
-        """
+        """A hash of a stride through every weight of the encoder: the same weights under any name have the same
+        one."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.base_model.state_dict().items()):
             sample = tensor.flatten()[:: max(1, tensor.numel() // 256)].to(torch.float32).cpu().contiguous()
@@ -206,14 +198,8 @@ class FrozenBackbone:
         return self.pad(self.tokens(examples))
 
     def verbalizer(self, classes: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The verbalizer of a task: the rows of a language model's head that say the names of its classes.
-
-        Args:
-            classes (`tuple[str, ...]`): The class names; their first tokens must differ.
-
-        Returns:
-            The weight `(classes, feature_dim)` and a bias of zeros `(classes,)`.
-        """
+        """The verbalizer of a task: the rows `(classes, feature_dim)` of a language model's head for the first
+        tokens of the class names, which must differ, and a bias of zeros `(classes,)`."""
         if not self.is_causal_lm:
             raise ValueError(
                 f"{self.name_or_path!r} is no language model, so it has no words to classify by: its adapters need a head."
@@ -229,14 +215,8 @@ class FrozenBackbone:
         return weight, weight.new_zeros(len(words))
 
     def verbalizers(self, classes: list[tuple[str, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The verbalizers of several tasks, see [`FrozenBackbone.verbalizer`].
-
-        Args:
-            classes (`list[tuple[str, ...]]` of length `N`): The class names of every task.
-
-        Returns:
-            The weights `(N, classes, feature_dim)` and the biases `(N, classes)`, zero for padding.
-        """
+        """The verbalizers of `N` tasks: weights `(N, classes, feature_dim)` and biases `(N, classes)`, zero for
+        padding."""
         weights, biases = zip(*map(self.verbalizer, classes))
         return pad_sequence(weights, batch_first=True), pad_sequence(biases, batch_first=True)
 

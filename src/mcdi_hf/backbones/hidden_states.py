@@ -15,13 +15,9 @@ from .frozen import FrozenBackbone
 
 
 def cache_name(backbone: FrozenBackbone, place: str, inputs: Any, batch_size: int) -> str:
-    """The name of the file for some hidden states: another one for all that may change a bit of them.
-
-    Args:
-        backbone (`FrozenBackbone`): The backbone; its weights count, its name does not.
-        place (`str`): The layer whose input the hidden states are.
-        inputs (`dict[str, list]` or `list` of PIL images): The tokens of all texts, or the images.
-        batch_size (`int`): Examples a pass, on which the rounding depends.
+    """The name of the file for the hidden states that are the input of the layer at `place`: another one for all
+    that may change a bit of them. The backbone's weights count, its name does not; `inputs` are the tokens of all
+    texts, or the images; the rounding depends on `batch_size`.
     """
     digest = hashlib.sha256()
     config = {key: value for key, value in backbone.model.config.to_dict().items() if key != "_name_or_path"}

@@ -8,16 +8,8 @@ from datasets.exceptions import DatasetGenerationError
 
 
 def load_cached_dataset(name_or_path: str, **kwargs: Any) -> Dataset | DatasetDict | IterableDataset:
-    """`datasets.load_dataset`, but a cache that cannot be written is an error that says so.
-
-    Args:
-        name_or_path (`str`): As in `load_dataset`.
-        kwargs: Passed on to it.
-
-    Raises:
-        `OSError`: when the cache cannot be written.
-        `DatasetGenerationError`: when the data set cannot be read.
-    """
+    """`datasets.load_dataset`, but a cache that cannot be written is an `OSError` that says so. A data set that
+    cannot be read stays a `DatasetGenerationError`."""
     try:
         return load_dataset(name_or_path, **kwargs)
     except DatasetGenerationError as error:

@@ -83,19 +83,11 @@ def save_whole(pipe: Any, save: Callable, folder: Path, kwargs: dict[str, Any]) 
 
 
 def check_pipeline_folder(pipeline_class: type, folder: Path, given: dict[str, Any]) -> None:
-    """Refuse a folder that is no saved pipeline, naming the file, what is wrong with it and what was expected.
+    """Refuse a folder that is no saved pipeline, naming the file, what is wrong with it and what was expected: a
+    component of a class that is not ours, pickles beside the weights, configs and weights that do not fit each other,
+    numbers that are not finite, missing files. Components that are `given` by the caller are not read.
 
     Damage that leaves every number finite and in its place cannot be seen: safetensors keep no checksum.
-
-    Args:
-        pipeline_class (`type`): The pipeline's class, whose constructor says what belongs to it.
-        folder (`Path`): The folder.
-        given (`dict[str, Any]`): Components that the caller has at hand, by name; theirs are not read.
-
-    Raises:
-        `ValueError`: when a component is of a class that is not ours, when there are pickles beside the weights, when
-            configs and weights do not fit each other, and when a number is not finite.
-        `OSError`: when a file is missing or cannot be read.
     """
     check_index(pipeline_class, folder / pipeline_class.config_name, given)
     layout = given["codec"].layout if "codec" in given else None

@@ -61,16 +61,8 @@ def described_adapters(
     details: GenerationDetails,
     seeds: list[int | None],
 ) -> list[GeneratedAdapter]:
-    """Adapters of some tasks that say how they were made, each with its texts, if its support is of texts.
-
-    Args:
-        tensors (`dict[str, torch.Tensor]`): Key on disk -> `(tasks, *shape)`.
-        batch ([`SupportBatch`]): The encoded support sets.
-        supports (`list[dict]` or [`SupportBatch`]): The support sets as they came.
-        codec ([`AdapterCodec`]): Knows what the adapters are for.
-        details ([`GenerationDetails`]): What all of them have in common.
-        seeds (`list[int | None]`): Of each task's stream of noise.
-    """
+    """The adapters of a stack, key on disk -> `(tasks, *shape)`, each with how it was made, and with its texts if
+    its support set is of texts. `details` are what all of them have in common."""
     adapters = []
     for task, own in enumerate(codec.layout.unstack(tensors, [len(classes) for classes in batch.classes])):
         labels = batch.labels[task]

@@ -15,14 +15,8 @@ from .pipeline_output import MCDiPipelineOutput
 def refine_adapters(
     stacked: StackedLora, output: MCDiPipelineOutput, num_steps: int, learning_rate: float
 ) -> list[GeneratedAdapter]:
-    """Train what the pipeline returned on the support sets, a part of the tasks in one stack; none sees another's examples.
-
-    Args:
-        stacked ([`StackedLora`]): The frozen backbone.
-        output ([`MCDiPipelineOutput`]): The adapters, and their support sets with examples.
-        num_steps (`int`): Adam's steps, each on the whole support, with a linear decay to zero.
-        learning_rate (`float`): Adam's.
-    """
+    """Train what the pipeline returned by Adam, each step on the whole support, with a linear decay to zero. The
+    tasks of a part are one stack, and none sees another's examples."""
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}: expected 1 or more.")
     adapters = []

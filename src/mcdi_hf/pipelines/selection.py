@@ -54,13 +54,9 @@ class Folds:
 
 
 class Selector:
-    """Chooses among the candidates of tasks, their mean and what is free, each task in one stacked pass.
-
-    Args:
-        stacked ([`StackedLora`]): The frozen backbone.
-        codec ([`AdapterCodec`]): The codec of the candidates' tokens.
-        decode (`Callable`): Tokens and their [`SupportBatch`] -> whole adapters.
-        generate (`Callable`): The pipeline's call, to generate for a fold without its examples.
+    """Chooses among the candidates of tasks, their mean and what is free, each task in one stacked pass. `decode`
+    reads whole adapters from tokens, and `generate` is the pipeline's call, to generate for a fold without its
+    examples.
     """
 
     def __init__(

@@ -66,17 +66,9 @@ def encode_examples(
     num_views: int = 1,
     ways: int | None = None,
 ) -> SupportBatch:
-    """See support sets through the frozen layers, and through the mean adapter above them.
-
-    Args:
-        supports (`list[dict]`): What [`as_support_sets`] returns, of examples.
-        stacked ([`StackedLora`]): The frozen backbone.
-        mean_adapter (`dict[str, torch.Tensor]`): Key -> `(1, *shape)`.
-        num_views (`int`, *optional*, defaults to 1): The views of an example that its features are the mean of.
-        ways (`int`, *optional*): How many classes to pad to; by default the most that there are.
-
-    Returns:
-        [`SupportBatch`] with features and examples.
+    """See support sets of examples through the frozen layers, and through the mean adapter above them: a
+    [`SupportBatch`] of `ways` classes, or of the most that there are, with features, the mean of `num_views` views,
+    and examples.
     """
     batch = _numbered(supports, ways, stacked.device)
     sets = [[example for group in support.values() for example in group] for support in supports]

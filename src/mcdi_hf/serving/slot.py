@@ -12,19 +12,12 @@ SCALING_FIELDS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_patter
 
 
 class AdapterSlot:
-    """Swaps generated adapters into a live `PeftModel`: their tensors are copied, and nothing else is done.
+    """Swaps generated adapters into one place of a live `PeftModel`: their tensors are copied, and nothing else is
+    done.
 
-    The parameters are looked up once. A swap checks the adapter and copies it into them, so that whatever holds the
-    model or its parameters goes on with the new adapter. An adapter that is deleted and added anew has new parameters:
-    it needs a new slot.
-
-    Args:
-        model (`PeftModel`): The live model, for instance of [`GeneratedAdapter.load_into`].
-        adapter_name (`str`, *optional*, defaults to `"default"`): Its adapter that is written over. It must be the
-            active one, since the model's labels become those of what is swapped in.
-
-    Raises:
-        `ValueError`: when the model has no such adapter.
+    The parameters are looked up once, so whatever holds them goes on with the new adapter. An adapter that is
+    deleted and added anew has new parameters and needs a new slot. `adapter_name` must be the active adapter, since
+    the model's labels become those of what is swapped in.
     """
 
     def __init__(self, model: PeftModel, adapter_name: str = "default") -> None:
@@ -44,15 +37,8 @@ class AdapterSlot:
     def swap(self, adapter: GeneratedAdapter) -> None:
         """Write an adapter over the one that is there: LoRA matrices, head and the names of the labels.
 
-        The weights of the backbone are not compared, only its name.
-
-        Args:
-            adapter (`GeneratedAdapter`): An adapter for the same backbone, LoRA config and number of classes.
-
-        Raises:
-            `ValueError`: when it is for another backbone, when its tensors have other names or shapes or its config
-                scales them otherwise, and when the adapter in the model is merged or not active. Nothing has changed
-                then.
+        The adapter must be for a backbone of the same name, for the same LoRA config and number of classes, and the
+        one in the model neither merged nor inactive; otherwise it is a `ValueError` and nothing has changed.
         """
         self._check_ready()
         self._check(adapter)
