@@ -1,5 +1,6 @@
 """What may be handed in as a support set: texts, ready features, data sets, encoded batches; and what may not."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,13 @@ def test_an_encoded_support_is_the_support(pipe: MCDiPipeline, output_type: str)
             assert {one.support is None for one in found} == {True}  # its texts are not in it
             found, expected = ([one.tensors for one in adapters] for adapters in (found, expected))
         assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["features", "classes"])
+def test_a_batch_that_lacks_something_is_refused(pipe: MCDiPipeline, name: str) -> None:
+    batch = replace(pipe.encode_support(TASKS), **{name: None})
+    with pytest.raises(ValueError, match="no features or no classes: expected what encode_support returns"):
+        pipe(batch)
 
 
 def make_dataset(**columns: list) -> Dataset:
