@@ -162,8 +162,8 @@ def test_a_pipeline_of_the_hub_knows_its_commit(hub: FakeHub, sources: dict[str,
         loaded = MCDiPipeline.from_pretrained(REPO, revision=revision)
         loaded.set_progress_bar_config(disable=True)
         adapter = loaded(SUPPORT, num_inference_steps=1).adapters[0]
-        assert loaded.revision == adapter.details["generator_revision"] == commit
-        assert loaded.config.strength == strength and adapter.details["generator"] == REPO
+        assert loaded.revision == adapter.details.generator_revision == commit
+        assert loaded.config.strength == strength and adapter.details.generator == REPO
 
 
 OFFLINE = """
@@ -179,7 +179,7 @@ pipe.set_progress_bar_config(disable=True)
 adapter = pipe({"first": ["a b c"], "second": ["x y z"]}, num_inference_steps=1).adapters[0]
 model = PeftModel.from_pretrained(tiny_backbone().classifier(num_labels=2), "tester/adapter")
 rows, _ = load_trajectories("tester/trajectories")
-print(pipe.revision, adapter.details["generator"], model.peft_config["default"].r, len(rows))
+print(pipe.revision, adapter.details.generator, model.peft_config["default"].r, len(rows))
 """
 
 
