@@ -46,7 +46,7 @@ def test_pipeline(hub: FakeHub, made: tuple, loader: type[DiffusionPipeline], cr
     loaded = loader.from_pretrained(PIPE, revision=revision_of(create_pr))
     assert isinstance(loaded, MCDiPipeline)
     again = generate(loaded)
-    assert again.labels == adapter.labels and again.details["generator"] == PIPE
+    assert again.labels == adapter.labels and again.details.generator == PIPE
     torch.testing.assert_close(again.tensors, adapter.tensors, rtol=1e-5, atol=1e-5)
 
 
@@ -94,7 +94,7 @@ def test_adapter(hub: FakeHub, made: tuple, create_pr: bool) -> None:
 def test_adapter_is_named_after_a_local_pipeline_without_its_path(made: tuple, tmp_path: Path) -> None:
     made[0].save_pretrained(tmp_path / "private" / "generator")
     adapter = generate(MCDiPipeline.from_pretrained(tmp_path / "private" / "generator"))
-    assert adapter.details["generator"] == "generator"
+    assert adapter.details.generator == "generator"
     assert "private" not in adapter.card(ADAPTER).text.replace(adapter.base_model["name_or_path"], "")
 
 

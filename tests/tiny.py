@@ -1,6 +1,7 @@
 """Tiny real components: a random BERT with a tokenizer of single letters, its adapters, and a pipeline for them."""
 
 import atexit
+import copy
 import functools
 import shutil
 import string
@@ -160,6 +161,14 @@ def pipeline_for(backbone: FrozenBackbone, lora_config: LoraConfig) -> tuple[MCD
     pipe.backbone = backbone
     pipe.set_progress_bar_config(disable=True)
     return pipe, backbone
+
+
+@torch.no_grad()
+def frozen_features(backbone: FrozenBackbone, examples: list[Any]) -> torch.Tensor:
+    """What the head of the plain backbone reads: `(examples, feature_dim)`."""
+    model = copy.deepcopy(backbone.model)
+    setattr(model, backbone.head_name, torch.nn.Identity())
+    return model(**backbone.inputs(examples)).logits
 
 
 def class_logits(

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from mcdi_hf import FrozenBackbone, GeneratedAdapter, MCDiPipeline
+from mcdi_hf.data.episodes import SupportBatch
 
 
 RANDOM = np.random.default_rng(0)
@@ -99,19 +100,18 @@ def make(kind: str, name: str, root: Path) -> Case:
     folder = tiny_backbone_folder() if kind == "bert" else saved_folder(kind)
     backbone = FrozenBackbone.from_pretrained(folder, pooling=POOLING[kind])
     pipe, _ = pipeline_for(backbone, tiny_lora_config(**settings))
-    pipe.set_progress_bar_config(disable=True)
     examples = IMAGES if kind == "vit" else TEXTS
     support = {label: examples[2 * index : 2 * index + 2] for index, label in enumerate("pqr")}
     generator = torch.Generator().manual_seed(0)
     adapters = pipe([support, support], num_inference_steps=2, temperature=2.0, generator=generator).adapters
     dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
-    encoded = pipe.stacked.encode(examples[QUERY])
+    queries = SupportBatch.from_rows([((0, 1), (2,), (3,))], [tuple(support)])
+    queries.examples = pipe.stacked.encode(examples[QUERY])
     folders, expected = [], []
     for index, adapter in enumerate(adapters):
         adapter.tensors = {key: value.to(dtype) for key, value in adapter.tensors.items()}
         own = {key: value.float().unsqueeze(0) for key, value in adapter.tensors.items()}
-        words = pipe.stacked.word_heads([tuple(adapter.labels)])
-        expected.append(pipe.stacked.logits(own, encoded[torch.arange(len(encoded))], words=words)[0])
+        expected.append(pipe.stacked.logits(own, queries)[0])
         folders.append(root / str(index))
         adapter.save_pretrained(folders[-1])
     return Case(kind, pipe, adapters, folders, expected)

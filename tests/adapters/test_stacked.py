@@ -1,29 +1,51 @@
 """N adapters in one pass are N adapters in PEFT, forwards and backwards."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from tiny import LORA_SETTINGS, in_peft, random_adapters, tiny_backbone, tiny_lora_config
+from tiny import (
+    LORA_SETTINGS,
+    assert_close,
+    frozen_features,
+    in_peft,
+    random_adapters,
+    tiny_backbone,
+    tiny_language_pipeline,
+    tiny_lora_config,
+)
 
-from mcdi_hf import AdapterLayout, StackedLora
+from mcdi_hf import AdapterLayout, FrozenBackbone, StackedLora
+from mcdi_hf.adapters.head import class_means, imprint_head
+from mcdi_hf.data.episodes import SupportBatch
 
 
 TEXTS = [["a b c", "x y", "q", "m n o p"], ["z", "a a a", "b c d e f", "k l"], ["t u v", "w", "g h", "i j i j"]]
+ROWS = [((0, 1), (2,), (3,)), ((4,), (5, 6), (7,)), ((8, 9), (10, 11))]
+CLASSES = [("a", "b", "c"), ("d", "e", "f"), ("g", "h")]
+
+
+def make(backbone: FrozenBackbone, **settings) -> tuple[StackedLora, SupportBatch]:
+    """A stack, and three tasks with what it makes of their texts."""
+    stacked = StackedLora(backbone, AdapterLayout.from_model(backbone.model, tiny_lora_config(**settings)))
+    examples = stacked.encode([text for texts in TEXTS for text in texts])
+    return stacked, replace(SupportBatch.from_rows(ROWS, CLASSES), examples=examples)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "default"])
 @pytest.mark.parametrize("settings", LORA_SETTINGS)
 def test_a_stack_equals_each_adapter_in_peft(pooling: str, settings: dict) -> None:
-    backbone, config = tiny_backbone(pooling), tiny_lora_config(**settings)
-    layout = AdapterLayout.from_model(backbone.model, config)
-    stacked = StackedLora(backbone, layout)
-    tensors = {key: value.requires_grad_() for key, value in random_adapters(layout, len(TEXTS)).items()}
-    examples = stacked.encode([text for texts in TEXTS for text in texts])
-    logits = stacked.logits(tensors, examples[torch.arange(len(examples))])
-    logits.square().sum().backward()
+    backbone = tiny_backbone(pooling)
+    stacked, batch = make(backbone, **settings)
+    tensors = {key: value.requires_grad_() for key, value in random_adapters(stacked.layout, len(TEXTS)).items()}
+    logits = stacked.logits(tensors, batch)
+    assert (logits[2, :, 2] == float("-inf")).all()  # of two classes
+    heard = batch.class_mask.unsqueeze(1).expand_as(logits)
+    logits[heard].square().sum().backward()
     for index, texts in enumerate(TEXTS):
-        model = in_peft(backbone, config, tensors, index)
-        expected = model(**backbone.inputs(texts)).logits
-        torch.testing.assert_close(logits[index], expected, rtol=1e-5, atol=1e-5)
+        model = in_peft(backbone, tiny_lora_config(**settings), tensors, index)
+        expected = model(**backbone.inputs(texts)).logits[:, : len(CLASSES[index])]
+        torch.testing.assert_close(logits[index, :, : expected.shape[1]], expected, rtol=1e-5, atol=1e-5)
         expected.square().sum().backward()
         grads = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
         assert len(grads) == len(tensors)
@@ -33,22 +55,38 @@ def test_a_stack_equals_each_adapter_in_peft(pooling: str, settings: dict) -> No
 
 
 def test_features_of_all_keeps_the_order_of_its_rows_and_ignores_padding() -> None:
-    backbone = tiny_backbone()
-    layout = AdapterLayout.from_model(backbone.model, tiny_lora_config())
-    stacked = StackedLora(backbone, layout)
-    tensors = random_adapters(layout, 1)
+    stacked, batch = make(tiny_backbone())
+    tensors = random_adapters(stacked.layout, 1)
     texts = [text for group in TEXTS for text in group]
-    found = stacked.features_of_all(tensors, stacked.encode(texts), torch.tensor([7, 2, 11]))
+    found = stacked.features_of_all(tensors, batch.examples, torch.tensor([7, 2, 11]))
     alone = [stacked.features_of_all(tensors, stacked.encode([texts[row]])) for row in (7, 2, 11)]
     torch.testing.assert_close(found, torch.cat(alone), rtol=1e-5, atol=1e-6)
 
 
-def test_padding_classes_get_no_probability() -> None:
+def test_free_heads_are_imprinted_from_features_or_through_adapters() -> None:
     backbone = tiny_backbone()
-    layout = AdapterLayout.from_model(backbone.model, tiny_lora_config())
-    stacked = StackedLora(backbone, layout)
-    tensors = random_adapters(layout, 2)
-    mask = torch.tensor([[True, True, False], [True, True, True]])
-    examples = stacked.encode(TEXTS[0])
-    logits = stacked.logits(tensors, examples[torch.arange(4)], mask)
-    assert (logits[0, :, 2] == float("-inf")).all() and torch.isfinite(logits[1]).all()
+    stacked, batch = make(backbone)
+    silent = {key: torch.zeros(3, *shape) for key, shape in stacked.layout.lora_shapes.items()}
+    features = torch.stack([frozen_features(backbone, texts) for texts in TEXTS])
+    means = class_means(features, batch.labels, 3)
+    expected = imprint_head(means, 7.0, batch.class_mask)
+    assert_close(stacked.free_heads(replace(batch, features=features), 7.0), expected)
+    assert_close(stacked.free_heads(batch, 7.0, silent), expected)
+    assert not expected[0][2, 2].any() and not expected[1][2, 2]  # padding
+    # of an adapter its own: no other task's head moves
+    loud = random_adapters(stacked.layout, 3)
+    tensors = {key: torch.cat([loud[key][:1], value[1:]]) for key, value in silent.items()}
+    weight, bias = stacked.free_heads(batch, 7.0, tensors)
+    assert not torch.allclose(weight[0], expected[0][0], atol=1e-3)
+    assert_close((weight[1:], bias[1:]), (expected[0][1:], expected[1][1:]))
+
+
+def test_free_heads_of_a_language_model_are_verbalizers() -> None:
+    pipe, backbone = tiny_language_pipeline()
+    batch = SupportBatch.from_rows(ROWS, CLASSES, ways=5)
+    weight, bias = pipe.stacked.free_heads(batch)
+    assert weight.shape == (3, 5, 16) and bias.shape == (3, 5)
+    for task, classes in enumerate(CLASSES):
+        expected, _ = backbone.verbalizer(classes)
+        assert weight[task, : len(classes)].equal(expected)
+        assert not weight[task, len(classes) :].any() and not bias[task].any()

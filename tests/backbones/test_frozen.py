@@ -1,40 +1,18 @@
+"""A frozen backbone: what it loads, how it names itself, and what it makes of examples."""
+
 import pytest
 import torch
 from fake_hub import FakeHub
 from huggingface_hub import create_repo, upload_folder
 from scripts import save_backbone
-from tiny import tiny_backbone, tiny_backbone_folder, tiny_image_backbone, tiny_language_model
+from tiny import frozen_features, tiny_backbone, tiny_backbone_folder, tiny_image_backbone, tiny_language_model
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from mcdi_hf import FrozenBackbone, MeanPooledForSequenceClassification
-from mcdi_hf.evaluation.gradient import frozen_features
 
 
 TEXTS = ["a b c d e f", "x", "m n", "q r s t"]
-
-
-@pytest.mark.parametrize("pooling", ["mean", "default"])
-@pytest.mark.parametrize("first", [0, 1, 2])
-def test_lower_and_upper_layers_make_the_whole(pooling: str, first: int) -> None:
-    backbone = tiny_backbone(pooling)
-    prefix = "backbone" if pooling == "mean" else "bert"
-    names = [f"{prefix}.encoder.layer.{index}.attention.self.query" for index in range(first, 3)]
-    examples = backbone.lower(names)(TEXTS, batch_size=3)
-    upper = backbone.upper(names)
-    whole = frozen_features(backbone, TEXTS)
-    found = upper(examples[torch.arange(4)])
-    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(upper(examples[torch.tensor([1])]), whole[1:2], rtol=1e-5, atol=1e-6)
-
-
-def test_the_tokenizer_may_prefer_to_pad_on_the_left() -> None:
-    backbone = tiny_backbone()
-    names = ["backbone.encoder.layer.1.attention.self.query"]
-    expected = backbone.lower(names)(TEXTS)
-    backbone.processor.padding_side = "left"
-    found = backbone.lower(names)(TEXTS)
-    assert found.hidden_states.equal(expected.hidden_states) and found.counts.equal(expected.counts)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -47,16 +25,6 @@ def test_an_empty_text_has_a_token(causal: bool) -> None:
     assert ids == [backbone.processor.eos_token_id, *prompt] and bool(prompt) == causal
     backbone.processor.bos_token = "[UNK]"
     assert backbone.tokens([""])["input_ids"][0][0] == backbone.processor.bos_token_id
-
-
-def test_no_weight_of_a_backbone_is_trainable() -> None:
-    backbone = tiny_backbone()
-    upper = backbone.upper(["backbone.encoder.layer.1.attention.self.query"])
-    assert not [
-        name
-        for name, value in (*backbone.model.named_parameters(), *upper.model.named_parameters())
-        if value.requires_grad
-    ]
 
 
 def test_fingerprint_is_of_the_weights_and_not_of_the_name() -> None:
@@ -125,5 +93,17 @@ def test_bad_backbones_are_refused() -> None:
     folder = tiny_backbone_folder()
     with pytest.raises(ValueError, match="no head that can be imprinted"):
         FrozenBackbone(AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), folder)
-    with pytest.raises(ValueError, match="one stack of layers"):
-        tiny_backbone().upper(["classifier"])
+
+
+def test_the_verbalizer_of_a_task_is_rows_of_the_head() -> None:
+    backbone = tiny_language_model()
+    ids = backbone.processor.convert_tokens_to_ids
+    weight, bias = backbone.verbalizer(("b a", "c"))
+    assert weight.equal(backbone.model.lm_head.weight[ids(["b", "c"])]) and bias.equal(torch.zeros(2))
+    weights, biases = backbone.verbalizers([("b a", "c"), ("a", "b", "c")])
+    assert weights.shape == (2, 3, 16) and biases.shape == (2, 3)
+    assert weights[0, :2].equal(weight) and not weights[0, 2].any()
+    with pytest.raises(ValueError, match=r"\['b a', 'b c'\] begin with the same token.*rename"):
+        backbone.verbalizer(("b a", "x", "b c"))
+    with pytest.raises(ValueError, match="no language model.*need a head"):
+        tiny_backbone().verbalizer(("a", "b"))

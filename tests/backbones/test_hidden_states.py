@@ -1,3 +1,5 @@
+"""Hidden states of the frozen layers, to the bit: computed, written and read."""
+
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,15 +9,16 @@ import torch
 from tiny import tiny_backbone, tiny_image_backbone, tiny_image_dataset
 
 from mcdi_hf import FrozenBackbone
-from mcdi_hf.backbones.layers import EncodedExamples
+from mcdi_hf.backbones.layers import LowerLayers
+from mcdi_hf.data.encoded import EncodedExamples
 
 
 TEXTS = ["a b c d e f", "x", "m n", "q r s t", "z y", ("a b", "c")]
 ROWS = torch.tensor([3, 0, 0, 5, 1])
 
 
-def texts_below(backbone: FrozenBackbone, layer: int = 1):
-    return backbone.lower([f"backbone.encoder.layer.{layer}.attention.self.query"])
+def texts_below(backbone: FrozenBackbone, layer: int = 1) -> LowerLayers:
+    return LowerLayers(backbone, [f"backbone.encoder.layer.{layer}.attention.self.query"])
 
 
 def assert_same(one: EncodedExamples, other: EncodedExamples) -> None:
@@ -64,13 +67,13 @@ def test_images_are_the_same_to_the_bit(tmp_path: Path) -> None:
     images = tiny_image_dataset()["image"][:]
     names = ["vit.layers.1.attention.q_proj"]
     plain, written, read = (
-        tiny_image_backbone().lower(names)(images, 5, cache_dir=folder) for folder in (None, tmp_path, tmp_path)
+        LowerLayers(tiny_image_backbone(), names)(images, 5, cache_dir=folder) for folder in (None, tmp_path, tmp_path)
     )
     assert plain.counts is None and read.hidden_states.shape == (12, 5, 16)
     assert_same(plain, written)
     assert_same(plain, read)
     turned = [images[0].rotate(90), *images[1:]]
-    tiny_image_backbone().lower(names)(turned, 5, cache_dir=tmp_path)
+    LowerLayers(tiny_image_backbone(), names)(turned, 5, cache_dir=tmp_path)
     assert len(list(tmp_path.glob("*.npy"))) == 2
 
 
@@ -80,7 +83,7 @@ def test_the_first_view_is_the_examples_as_they_are() -> None:
     rows = torch.tensor([2, 0])
     assert len(views.first_view()) == 3 and views.first_view().num_views == 1
     torch.testing.assert_close(views.first_view()[rows], plain[rows], rtol=1e-5, atol=1e-6)
-    views = tiny_image_backbone().lower(["vit.layers.1.attention.q_proj"])(images, num_views=2)
+    views = LowerLayers(tiny_image_backbone(), ["vit.layers.1.attention.q_proj"])(images, num_views=2)
     assert len(views.first_view().hidden_states) == 6
     assert views.first_view()[rows]["pixel_values"].equal(views[rows]["pixel_values"])
 
@@ -113,7 +116,7 @@ def test_what_was_interrupted_is_made_again(tmp_path: Path) -> None:
 def test_of_several_at_once_one_writes_and_the_others_read(tmp_path: Path) -> None:
     together, seen = threading.Barrier(3), [[], [], []]
 
-    def encode(index: int, lower) -> EncodedExamples:
+    def encode(index: int, lower: LowerLayers) -> EncodedExamples:
         together.wait()
         return lower(TEXTS, 1, on_batch=seen[index].append, cache_dir=tmp_path)
 

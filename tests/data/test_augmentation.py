@@ -1,10 +1,12 @@
+"""Other views of images and texts: small movements, and words left out."""
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from mcdi_hf import Task
+from mcdi_hf.data import augmentation
 from mcdi_hf.data.augmentation import augmented_views, draw_views, random_affine, word_dropout
-from mcdi_hf.trajectories import augmentation
 
 
 def blob(mode: str = "L") -> Image.Image:

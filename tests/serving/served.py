@@ -1,4 +1,4 @@
-"""Random adapters as the pipeline hands them out, and what PEFT makes of each of them alone."""
+"""Random adapters as the pipeline hands them out, on backbones of every kind."""
 
 import dataclasses
 
@@ -8,6 +8,7 @@ from PIL import Image
 from tiny import random_adapters, tiny_backbone, tiny_image_backbone, tiny_language_model, tiny_lora_config
 
 from mcdi_hf import AdapterCodec, FrozenBackbone, GeneratedAdapter
+from mcdi_hf.adapters.generated import GenerationDetails
 
 
 RANDOM = np.random.default_rng(0)
@@ -36,13 +37,7 @@ def make_adapter(codec: AdapterCodec, seed: int = 0, ways: int = 3) -> Generated
         lora_config=codec.config.lora_config,
         base_model=codec.config.base_model,
         labels=["abcdefgh"[(seed + place) % 8] for place in range(ways)],
-        details={
-            "generator": None,
-            "shots": [1] * ways,
-            "num_inference_steps": 1,
-            "num_candidates": 1,
-            "support_loss": None,
-        },
+        details=GenerationDetails(shots=[1] * ways),
     )
 
 
@@ -53,14 +48,3 @@ def changed(adapter: GeneratedAdapter, key: str, value: torch.Tensor) -> Generat
 
 def examples_for(backbone: FrozenBackbone) -> list:
     return IMAGES if backbone.reads_images else TEXTS
-
-
-@torch.no_grad()
-def alone(backbone: FrozenBackbone, adapter: GeneratedAdapter, example) -> torch.Tensor:
-    """The logits `(classes,)` of one example under one adapter in PEFT."""
-    model = adapter.load_into(backbone.classifier(num_labels=len(adapter.labels)))
-    logits = model(**backbone.inputs([example])).logits[0]
-    if not backbone.is_causal_lm:
-        return logits
-    words = [backbone.processor(label, add_special_tokens=False).input_ids[0] for label in adapter.labels]
-    return logits[-1, words]

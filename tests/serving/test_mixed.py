@@ -5,8 +5,8 @@ import warnings
 
 import pytest
 import torch
-from served import KINDS, TEXTS, alone, changed, examples_for, make_adapter, make_codec
-from tiny import tiny_backbone
+from served import KINDS, TEXTS, changed, examples_for, make_adapter, make_codec
+from tiny import logits_in_peft, tiny_backbone
 
 from mcdi_hf import AdapterCodec, FrozenBackbone, GeneratedAdapter, MixedAdapters, MixedAdaptersOutput
 
@@ -25,7 +25,7 @@ def assert_as_alone(
     """Every row is what PEFT makes of it, and its padding is minus infinity."""
     assert found.logits.shape == (len(names), max(len(adapters[name].labels) for name in names))
     for row, (name, example) in enumerate(zip(names, examples_for(backbone))):
-        expected = alone(backbone, adapters[name], example)
+        expected = logits_in_peft(backbone, adapters[name], [example])[0]
         torch.testing.assert_close(found.logits[row, : len(expected)], expected, rtol=1e-5, atol=1e-5)
         assert (found.logits[row, len(expected) :] == float("-inf")).all()
         assert found.labels[row] == adapters[name].labels[expected.argmax()]

@@ -142,11 +142,9 @@ FORGED: dict[str, tuple[Change, str]] = {
     "a negative rank": (edit_module(rank=-1), r"sizes hold \[-1\]"),
     "a rank of another kind": (edit_module(rank="2"), r"sizes hold \['2'\]"),
     "a module without a name": (edit_module(name=None), "different names"),
-    "a layer too far": (edit_module(name=f"encoder.layer.{HUGE}.query"), "does not make the layout"),
+    "a layer too far": (edit_module(name=f"encoder.layer.{HUGE}.query"), "another tokens"),
     "no layout": (edit("codec/config.json", layout=None), "no layout of adapters"),
     "a foreign LoraConfig": (edit_codec("lora_config", evil=1), "evil"),
-    "another alpha": (edit_codec("lora_config", lora_alpha=400), "does not make the layout"),
-    "other targets": (edit_codec("lora_config", target_modules=["key"]), "does not make the layout"),
     "no fingerprint": (edit_codec("base_model", fingerprint=None), "fingerprint"),
     "huge timesteps": (edit("scheduler/scheduler_config.json", num_train_timesteps=HUGE), str(HUGE)),
     "another schedule": (edit("scheduler/scheduler_config.json", beta_schedule="evil"), "makes no LocalConsistency"),
@@ -172,6 +170,23 @@ def test_forged_folders_are_refused(folder: Path, reliability: Reliability, name
     with pytest.raises((ValueError, OSError), match=message):
         MCDiPipeline.from_pretrained(folder)
     assert len(said) < 600 + 3 * len(str(folder))
+
+
+FOREIGN_ADAPTERS: dict[str, Change] = {
+    "another alpha": edit_codec("lora_config", lora_alpha=400),
+    "other targets": edit_codec("lora_config", target_modules=["key"]),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN_ADAPTERS)
+def test_a_config_of_other_adapters_is_refused_by_the_backbone(
+    folder: Path, reliability: Reliability, name: str
+) -> None:
+    """Only PEFT knows what a config makes, and it needs the backbone: the first call with examples loads it."""
+    FOREIGN_ADAPTERS[name](folder)
+    pipe = MCDiPipeline.from_pretrained(folder)
+    _, said = reliability.attempt(PART, lambda: pipe({"p": ["a"], "q": ["b"]}), "scales other modules than the layout")
+    assert said
 
 
 def test_what_a_saved_pipeline_may_be(folder: Path, sound: Path) -> None:

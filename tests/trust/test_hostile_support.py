@@ -15,6 +15,7 @@ from peft import PeftModel
 from PIL import Image
 from reliability import Reliability
 from tiny import tiny_image_pipeline, tiny_language_pipeline, tiny_pipeline
+from transformers import BatchEncoding
 
 from mcdi_hf import GeneratedAdapter, MCDiPipeline
 
@@ -26,10 +27,7 @@ SECRET = "hf_donttellthissecrettoanyone0123456789"
 
 @pytest.fixture(scope="module")
 def pipes() -> dict[str, MCDiPipeline]:
-    pipes = {"bert": tiny_pipeline()[0], "vit": tiny_image_pipeline()[0], "llama": tiny_language_pipeline()[0]}
-    for pipe in pipes.values():
-        pipe.set_progress_bar_config(disable=True)
-    return pipes
+    return {"bert": tiny_pipeline()[0], "vit": tiny_image_pipeline()[0], "llama": tiny_language_pipeline()[0]}
 
 
 def image(mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> Image.Image:
@@ -111,7 +109,8 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "texts for images": ("vit", {"p": ["a"], "q": LETTERS}, "reads images"),
     "a number of examples": ("bert", {"p": 3, "q": LETTERS}, "'p' are a int"),
     "no examples at all": ("bert", {"p": None, "q": LETTERS}, "'p' are a NoneType"),
-    "a dict of examples": ("bert", {"p": {"a": 1}, "q": LETTERS}, "tokenised batch has no"),
+    "a dict of examples": ("bert", {"p": {"a": 1}, "q": LETTERS}, "'p' are a dict: expected a list"),
+    "tokens": ("llama", {"p": BatchEncoding({"input_ids": [[1]]}), "q": LETTERS}, "'p' are a BatchEncoding: expected"),
     "complex features": ("bert", {"p": torch.zeros(1, 16) * 1j, "q": torch.ones(1, 16)}, "complex"),
     "an image without pixels": ("vit", {"p": [image(size=(0, 5))], "q": [image()]}, r"size \(0, 5\)"),
     "an image of 16 bits": ("vit", {"p": [image("I;16")], "q": [image()]}, "mode 'I;16'"),
@@ -161,7 +160,7 @@ def test_class_names_cannot_be_doubled(pipes: dict[str, MCDiPipeline]) -> None:
 def test_bad_repository_names_are_refused(
     pipes: dict[str, MCDiPipeline], hub: FakeHub, reliability: Reliability, name: str
 ) -> None:
-    adapter = pipes["bert"].baseline({"p": ["a"], "q": LETTERS})
+    adapter = pipes["bert"]({"p": ["a"], "q": LETTERS}, strength=0.0).adapters[0]
     for push in (adapter.push_to_hub, pipes["bert"].push_to_hub):
         _, said = reliability.attempt("bad repository names", lambda: push(name), "Repo id", "repo_id", "repository")
         assert said

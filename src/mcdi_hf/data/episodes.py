@@ -67,13 +67,10 @@ class SupportBatch:
 
     def __getitem__(self, tasks: slice | torch.Tensor) -> "SupportBatch":
         """Some of the tasks, in the order given, as often as they are given."""
-        picked = {
-            name: value[tasks if isinstance(tasks, slice) or name != "rows" else tasks.cpu()]
-            for name, value in self._tensors().items()
-        }
+        order = torch.arange(len(self))[tasks if isinstance(tasks, slice) else tasks.cpu()]
+        picked = {name: value[order] for name, value in self._tensors().items()}
         if self.classes is not None:
-            numbers = range(len(self))[tasks] if isinstance(tasks, slice) else tasks.tolist()
-            picked["classes"] = [self.classes[task] for task in numbers]
+            picked["classes"] = [self.classes[task] for task in order.tolist()]
         return replace(self, **picked)
 
     @property

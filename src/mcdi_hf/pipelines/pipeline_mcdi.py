@@ -273,8 +273,10 @@ class MCDiPipeline(DiffusionPipeline):
         """
         if isinstance(support, SupportBatch):
             supports, ways, has_examples = support, support.class_mask.shape[1], support.examples is not None
-            if support.features is None or (support.classes is None and output_type == "peft"):
-                raise ValueError("The SupportBatch has no features or no classes: make it by pipe.encode_support.")
+            if support.features is None or output_type == "peft" and support.classes is None:
+                raise ValueError(
+                    "The SupportBatch has no features or no classes: expected what encode_support returns."
+                )
         else:
             supports = as_support_sets(support, self.codec.layout.feature_dim)
             ways, has_examples = max(map(len, supports)), not holds_features(supports)
