@@ -14,7 +14,7 @@ from huggingface_hub import CommitInfo, HfApi
 
 from ..adapters.layout import AdapterLayout
 from ..utils.files import write_file
-from .card import trajectory_card
+from .dataset_card import trajectory_card
 from .description import differences, read_record
 from .shards import check_shard
 
