@@ -98,8 +98,8 @@ def read_mixture(path: str | Path, root: str | Path | None = None) -> list[Sourc
 
     Args:
         path (`str` or `Path`): The file.
-        root (`str` or `Path`, *optional*): A folder with a folder for each `dataset_name`. Without it the names stand as
-            they are.
+        root (`str` or `Path`, *optional*): A folder with a folder for each `dataset_name`. Without it the names stand
+            as they are.
     """
     sources = [Source.from_dict(values) for values in json.loads(Path(path).read_text())]
     if root is None:
@@ -115,8 +115,8 @@ def sources_of(description: dict, moved: str | list[Source] | None = None) -> li
 
     Args:
         description (`dict`): Of the trajectories, with the fields of their `sources`.
-        moved (`str` or `list[Source]`, *optional*): Where they are now: the one data set, which may be several sources;
-            or all of the sources, in their order.
+        moved (`str` or `list[Source]`, *optional*): Where they are now: the one data set, which may be several
+            sources; or all of the sources, in their order.
 
     Raises:
         `ValueError`: when `moved` are other sources, in anything but their place and their name.

@@ -92,14 +92,11 @@ def local_consistency_losses(
     count half each, however many numbers they have; without a head the matrices are all there is.
 
     Args:
-        model (`ConditionalDenoiser`):
-            The network.
-        scheduler (`LocalConsistencyScheduler`):
-            With `num_segments` equal to the number of targets, or 1 to learn from the last target only.
-        batch (`TrainingBatch`):
-            The draws.
-        generator (`torch.Generator`, *optional*):
-            Makes segments, timesteps and noise reproducible.
+        model (`ConditionalDenoiser`): The network.
+        scheduler (`LocalConsistencyScheduler`): With `num_segments` equal to the number of targets, or 1 to learn from
+            the last target only.
+        batch (`TrainingBatch`): The draws.
+        generator (`torch.Generator`, *optional*): Makes segments, timesteps and noise reproducible.
 
     Returns:
         The losses and the segments, from 1, that they are of: `(rows,)` each.

@@ -148,9 +148,9 @@ class TrajectoryFolder:
         """Write one shard.
 
         Args:
-            rows (`list[dict]`):
-                Rows with successive task numbers, each with all the columns of [`trajectory_features`]; `weights` is
-                a float32 `np.ndarray` of shape `(1 + k, P)` for the task's own number of classes, without padding.
+            rows (`list[dict]`): Rows with successive task numbers, each with all the columns of
+                [`trajectory_features`]; `weights` is a float32 `np.ndarray` of shape `(1 + k, P)` for the task's own
+                number of classes, without padding.
 
         Raises:
             `ValueError`: when a task is there already, or weights are not finite or do not fit the layout. Nothing is
