@@ -26,7 +26,7 @@ from .trajectories.collect import TrajectorySettings, collect_trajectories
 from .trajectories.collector import TrajectoryCollector
 from .trajectories.dataset import load_trajectories
 from .trajectories.description import package_versions
-from .trajectories.folder import TrajectoryFolder, append_trajectories
+from .trajectories.folder import TrajectoryFolder
 from .trajectories.shared import train_shared_adapter
 
 
@@ -58,7 +58,6 @@ __all__ = [
     "TrajectoryCollector",
     "TrajectoryFolder",
     "TrajectorySettings",
-    "append_trajectories",
     "collect_trajectories",
     "load_trajectories",
     "package_versions",

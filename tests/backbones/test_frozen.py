@@ -29,10 +29,11 @@ def test_an_empty_text_has_a_token(causal: bool) -> None:
 
 def test_fingerprint_is_of_the_weights_and_not_of_the_name() -> None:
     folder = tiny_backbone_folder()
-    backbone = FrozenBackbone.from_pretrained(folder, name_or_path="somebody/else")
-    assert backbone.fingerprint == tiny_backbone().fingerprint != tiny_backbone(seed=1).fingerprint
-    backbone.model.backbone.encoder.layer[0].output.dense.bias.data += 1e-3
-    assert backbone.fingerprint != tiny_backbone().fingerprint
+    named = FrozenBackbone.from_pretrained(folder, name_or_path="somebody/else")
+    assert named.fingerprint == tiny_backbone().fingerprint != tiny_backbone(seed=1).fingerprint
+    changed = tiny_backbone()
+    changed.model.backbone.encoder.layer[0].output.dense.bias.data += 1e-3
+    assert changed.fingerprint != named.fingerprint
 
 
 def test_mean_pooled_classifier_is_the_mean_of_the_tokens_and_loads_by_its_auto_class(tmp_path) -> None:

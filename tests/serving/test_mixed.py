@@ -189,7 +189,7 @@ def test_adapters_of_other_backbones() -> None:
     for change in ({"fingerprint": other.fingerprint, "revision": "abc"}, {"pooling": "default"}):
         wrong = dataclasses.replace(adapter, base_model=adapter.base_model | change)
         with pytest.raises(
-            ValueError, match=f"weights {wrong.base_model['fingerprint']}, revision .*but the backbone"
+            ValueError, match=f"weights {wrong.base_model['fingerprint']}, pooling .*but the backbone"
         ):
             mixed.add("p", wrong)
     with pytest.raises(ValueError, match="for the ViTForImageClassification 'tiny/vit'.*backbone is the MeanPooled"):

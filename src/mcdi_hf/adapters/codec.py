@@ -76,14 +76,7 @@ class AdapterCodec(ModelMixin, ConfigMixin):
     def check_backbone(self, backbone: FrozenBackbone) -> None:
         """Refuse a backbone other than the one that the adapters are for, naming both, and a LoRA config that does not make
         the layout."""
-        wanted, found = self.config.base_model, backbone.fingerprint
-        if (wanted["fingerprint"], wanted["pooling"]) != (found, backbone.pooling):
-            raise ValueError(
-                f"The adapters are for {wanted['name_or_path']!r} (revision {wanted.get('revision')}, weights "
-                f"{wanted['fingerprint']}, pooling {wanted['pooling']!r}), but the backbone is {backbone.name_or_path!r} "
-                f"(revision {backbone.revision}, weights {found}, pooling {backbone.pooling!r}). Load the "
-                "backbone and the revision that the generator was trained for."
-            )
+        backbone.check(self.config.base_model)
         self.layout.check_lora_config(backbone.model, self.config.lora_config, backbone.head_name)
 
     def fit_matrices(self, adapters: list[dict[str, torch.Tensor]]) -> None:
@@ -162,16 +155,11 @@ class AdapterCodec(ModelMixin, ConfigMixin):
     def complete(
         self, tokens: torch.Tensor, support: SupportBatch, stacked: StackedLora | None = None
     ) -> dict[str, torch.Tensor]:
-        """Read whole adapters from tokens: their heads, if they have any, are residual to one imprinted from the support.
+        """Read whole adapters, key on disk -> `(adapters, *shape)`, from tokens `(adapters, num_tokens(classes),
+        token_dim)`: their heads, if they have any, are residual to one imprinted from the support.
 
-        Args:
-            tokens (`torch.Tensor` of shape `(adapters, num_tokens(classes), token_dim)`): The tokens.
-            support ([`SupportBatch`]): The support set of each, with features, or with examples for `stacked`.
-            stacked ([`StackedLora`], *optional*): With it the heads are imprinted from what each adapter makes of its
-                support, in a pass of their own; without it from the features under the mean adapter.
-
-        Returns:
-            Key on disk -> `torch.Tensor` of shape `(adapters, *shape)`.
+        With `stacked` it is imprinted from what each adapter makes of its support's examples, in a pass of their
+        own, without it from the support's features under the mean adapter.
         """
         if not self.layout.head_keys:
             return self.decode(tokens)

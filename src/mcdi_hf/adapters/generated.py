@@ -88,17 +88,10 @@ class GeneratedAdapter:
     def load_into(self, model: nn.Module, adapter_name: str = "default") -> PeftModel:
         """Put the adapter into a live model, without a file.
 
-        Args:
-            model (`PreTrainedModel` or `PeftModel`): The backbone's classifier with as many labels as the adapter, or
-                the causal language model. A `PeftModel` gets one more adapter.
-            adapter_name (`str`, *optional*, defaults to `"default"`): The name that PEFT knows the adapter by.
-
-        Returns:
-            The `PeftModel`, with this adapter active.
-
-        Raises:
-            `ValueError`: when the model is of another class or has another number of labels, or when a tensor of the
-                adapter has no place in it.
+        The model is the backbone's classifier with as many labels as the adapter, or the causal language model; a
+        `PeftModel` gets one more adapter. Returned is the `PeftModel`, with this adapter active under
+        `adapter_name`. A `ValueError` says that the model is of another class or has another number of labels, or
+        that a tensor of the adapter has no place in it.
         """
         inner = model.get_base_model() if isinstance(model, PeftModel) else model
         if type(inner).__name__ != self.base_model["model_class"]:

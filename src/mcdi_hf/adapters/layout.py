@@ -84,18 +84,13 @@ class AdapterLayout:
         head_name: str = "classifier",
         token_dim: int = 768,
     ) -> "AdapterLayout":
-        """Read the layout off a live backbone and a `LoraConfig`; PEFT itself says which tensors there are.
+        """Read the layout off a live backbone, which is not changed, and a `LoraConfig`; PEFT itself says which
+        tensors there are.
 
-        Args:
-            model (`nn.Module`): The backbone. It is not changed, and none of its weights is copied.
-            lora_config (`LoraConfig`): Any rank, `rank_pattern`, `alpha_pattern`, targets. The adapter has a head if
-                PEFT saves one: `task_type="SEQ_CLS"` or `modules_to_save` ask for it.
-            head_name (`str`, *optional*, defaults to `"classifier"`): The module that is the backbone's linear head.
-            token_dim (`int`, *optional*, defaults to 768): Width of a token.
-
-        Raises:
-            `ValueError`: when the config adapts anything but linear modules, or adds tensors other than LoRA matrices
-                and the head.
+        The config may have any rank, `rank_pattern`, `alpha_pattern` and targets. The adapter has a head if PEFT
+        saves one: `task_type="SEQ_CLS"` or `modules_to_save` ask for it. `head_name` is the module that is the
+        backbone's linear head. A `ValueError` says that the config adapts anything but linear modules, or adds
+        tensors other than LoRA matrices and the head.
         """
         empty = {
             id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), requires_grad=False)

@@ -1,6 +1,7 @@
 """A frozen transformers model, seen as features: what its linear head reads."""
 
 import copy
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ class FrozenBackbone:
             place, base_model["pooling"], name, base_model["max_length"], revision, dtype=torch.float32
         )
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of a stride through every weight of the encoder: the same weights under any name have the same
         one."""
@@ -141,6 +142,17 @@ class FrozenBackbone:
     def model_class(self) -> str:
         """The name of the class that a user loads the backbone with."""
         return type(self.model).__name__
+
+    def check(self, wanted: dict[str, Any]) -> None:
+        """Refuse to be the backbone that a record asks for, if weights, pooling or class are others, naming both. A commit
+        of the Hub with the same weights is the same backbone."""
+        found = self.record
+        if any(wanted[key] != found[key] for key in ("fingerprint", "pooling", "model_class")):
+            of = "{model_class} {name_or_path!r} (revision {revision}, weights {fingerprint}, pooling {pooling!r})"
+            raise ValueError(
+                f"The adapters are for the {of.format(**{'revision': None} | wanted)}, but the backbone is the "
+                f"{of.format(**found)}. Load the backbone and the revision that they were made for."
+            )
 
     @property
     def device(self) -> torch.device:

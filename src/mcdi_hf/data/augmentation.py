@@ -44,16 +44,8 @@ def word_dropout(text: str, random: np.random.Generator) -> str:
 
 
 def augmented_views(examples: list[Any], num_views: int, seed: int = 0) -> list[Any]:
-    """The examples as they are, followed by `num_views - 1` augmented views of all of them.
-
-    Args:
-        examples (`list`): Texts, pairs of texts or PIL images.
-        num_views (`int`): Views of every example, with the plain one.
-        seed (`int`, *optional*, defaults to 0): A view depends on it, its number and the example's, and nothing else.
-
-    Returns:
-        A list of length `num_views * len(examples)`.
-    """
+    """The examples as they are, followed by `num_views - 1` augmented views of all of them, see
+    [`EncodedExamples`]. A view depends on the seed, its number and the example's, and nothing else."""
     pairs = [(view, row) for view in range(1, num_views) for row in range(len(examples))]
     return [*examples, *(_augment(examples[row], np.random.default_rng((seed, view, row))) for view, row in pairs)]
 

@@ -295,14 +295,11 @@ class MCDiPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def encode_support(self, support: Support | list[Support] | SupportBatch, ways: int | None = None) -> SupportBatch:
-        """See support sets through the frozen backbone. What it returns can be handed in again in their place.
+        """See one support set or many through the frozen backbone. What it returns can be handed in again in their
+        place.
 
-        Args:
-            support (like `support` of [`MCDiPipeline.__call__`]): One task or many; a [`SupportBatch`] is only moved.
-            ways (`int`, *optional*): How many classes to pad to; by default the most that a task has.
-
-        Returns:
-            [`SupportBatch`] with features, and with examples unless the support holds ready features.
+        It is a [`SupportBatch`] of `ways` classes, by default the most that a task has, with features, and with
+        examples unless the support holds ready features. A [`SupportBatch`] is only moved.
         """
         device = self._execution_device
         if isinstance(support, SupportBatch):
@@ -320,28 +317,17 @@ class MCDiPipeline(DiffusionPipeline):
         temperature: float = 1.0,
         latents: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The noise that sampling starts from, one a row of `class_mask`: drawn, or what is given.
-
-        Args:
-            class_mask (`torch.Tensor` of shape `(rows, classes)`): False marks padding, whose tokens are zero.
-            generators (`list[torch.Generator]`): One a row, so that its noise is the same in any batch.
-            temperature (`float`, *optional*, defaults to 1.0): Scale of the noise.
-            latents (`torch.Tensor` of shape `(rows, tokens, token_dim)`, *optional*): What to take in its place.
+        """The noise that sampling starts from, `(rows, tokens, token_dim)`: given, or drawn for each row of
+        `class_mask` `(rows, classes)` from its own generator, so that it is the same in any batch. It is scaled by
+        `temperature`.
         """
         if latents is None:
             latents = draw_noise(self.denoiser.dtype, self.codec, class_mask, generators)
         return latents.to(class_mask.device, self.denoiser.dtype) * (self.scheduler.init_noise_sigma * temperature)
 
     def decode_adapters(self, tokens: torch.Tensor, support: SupportBatch) -> dict[str, torch.Tensor]:
-        """Read whole adapters from tokens, the free part of their heads imprinted as the pipeline's config says.
-
-        Args:
-            tokens (`torch.Tensor` of shape `(tasks, tokens, token_dim)`): As denoised.
-            support ([`SupportBatch`]): The support sets, with examples to imprint from generated adapters.
-
-        Returns:
-            Key on disk -> `torch.Tensor` of shape `(tasks, *shape)`.
-        """
+        """Read whole adapters, key on disk -> `(tasks, *shape)`, from denoised tokens `(tasks, tokens, token_dim)`.
+        The free part of their heads is imprinted as the pipeline's config says."""
         return self.codec.complete(tokens, support, self.stacked if self.config.imprint_from == "generated" else None)
 
     @torch.no_grad()
@@ -350,17 +336,11 @@ class MCDiPipeline(DiffusionPipeline):
         backbone, both with heads imprinted from the support.
 
         The choice goes by the cross-validated loss on the support set. For a fold the candidates are generated anew
-        without it, from the same noise. With one example of a class there are no folds: the loss is that on the support
-        itself.
+        without it, from the same noise. With one example of a class there are no folds: the loss is that on the
+        support itself. `output` is that of a call with `output_type="peft"` on examples; the `details` of the adapters
+        say what was chosen.
 
-        Args:
-            output ([`MCDiPipelineOutput`]): Of a call with `output_type="peft"` on examples.
-
-        Returns:
-            [`MCDiPipelineOutput`] with the chosen adapters, whose `details` say what was chosen.
-
-        Example:
-            >>> adapter = pipe.select(pipe(support, num_candidates=8)).adapters[0]
+        Example: `pipe.select(pipe(support, num_candidates=8)).adapters[0]`
         """
         check_continues(output, "select")
         selector = Selector(self.stacked, self.codec, self.decode_adapters, self)
@@ -369,16 +349,11 @@ class MCDiPipeline(DiffusionPipeline):
     def refine(
         self, output: MCDiPipelineOutput, num_steps: int = 5, learning_rate: float = 1e-3
     ) -> MCDiPipelineOutput:
-        """Train the adapters further on their support sets, all of a part in one stack; see [`refine_adapters`].
+        """Train adapters further on their support sets, by `num_steps` steps of Adam, each on the whole support, with
+        a linear decay to zero. `output` is that of a call with `output_type="peft"` on examples, or of
+        [`MCDiPipeline.select`].
 
-        Args:
-            output ([`MCDiPipelineOutput`]): Of a call with `output_type="peft"` on examples, or of
-                [`MCDiPipeline.select`].
-            num_steps (`int`, *optional*, defaults to 5): Adam's steps, each on the whole support set.
-            learning_rate (`float`, *optional*, defaults to 1e-3): Adam's, with a linear decay to zero.
-
-        Example:
-            >>> adapter = pipe.refine(pipe(support), num_steps=5).adapters[0]
+        Example: `pipe.refine(pipe(support), num_steps=5).adapters[0]`
         """
         check_continues(output, "refine")
         adapters = refine_adapters(self.stacked, output, num_steps, learning_rate)
@@ -389,12 +364,9 @@ class MCDiPipeline(DiffusionPipeline):
         """Load a pipeline, with everything that diffusers' own method takes.
 
         Only JSON and safetensors are read. Nothing that a folder or a repository holds is run, whatever
-        `trust_remote_code` says: a component of another class is handed in by its name, `denoiser=mine`.
-
-        Raises:
-            `ValueError`: when a file is damaged, does not fit the others, or asks for something that is not read; the
-                file is named, see [`check_pipeline_folder`].
-            `OSError`: when a file is missing or cannot be read.
+        `trust_remote_code` says: a component of another class is handed in by its name, `denoiser=mine`. A file
+        that is damaged, does not fit the others, or asks for something that is not read is a `ValueError` that
+        names it; one that is missing is an `OSError`.
         """
         return load_checked(cls, super().from_pretrained, pretrained_model_name_or_path, kwargs)
 

@@ -53,7 +53,6 @@ class MixedAdapters:
         self.backbone = backbone
         self.layout = layout
         self.stacked = StackedLora(backbone, layout)
-        self._fingerprint = backbone.fingerprint
         self._lora_configs: list[dict] = []  # those that were found to fit the layout
         self._stored: dict[str, _Stored] = {}
         self._free: list[int] = []
@@ -142,7 +141,7 @@ class MixedAdapters:
 
     def _read(self, adapter: GeneratedAdapter) -> tuple[torch.Tensor, torch.Tensor]:
         """An adapter's LoRA matrices `(numbers,)` and its head `(classes, feature_dim + 1)`, once it is known to fit."""
-        self._check_backbone(adapter)
+        self.backbone.check(adapter.base_model)
         self.layout.check({key: tensor.unsqueeze(0) for key, tensor in adapter.tensors.items()})
         if adapter.lora_config not in self._lora_configs:  # equal configs are looked at once
             self.layout.check_lora_config(self.backbone.model, adapter.lora_config, self.backbone.head_name)
@@ -184,15 +183,3 @@ class MixedAdapters:
         unknown = [name for name in dict.fromkeys(names) if name not in self._stored]
         if unknown:
             raise ValueError(f"There are no adapters {unknown}: expected some of {self.names}.")
-
-    def _check_backbone(self, adapter: GeneratedAdapter) -> None:
-        """Refuse an adapter of other weights; a commit of the Hub with the same weights is the same backbone."""
-        wanted, backbone = adapter.base_model, self.backbone
-        found = self._fingerprint, backbone.pooling, backbone.model_class
-        if (wanted["fingerprint"], wanted["pooling"], wanted["model_class"]) != found:
-            raise ValueError(
-                f"The adapter is for the {wanted['model_class']} {wanted['name_or_path']!r} (weights "
-                f"{wanted['fingerprint']}, revision {wanted.get('revision')}, pooling {wanted['pooling']!r}), but the "
-                f"backbone is the {backbone.model_class} {backbone.name_or_path!r} (weights {self._fingerprint}, "
-                f"revision {backbone.revision}, pooling {backbone.pooling!r})."
-            )

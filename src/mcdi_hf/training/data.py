@@ -20,20 +20,9 @@ from .batches import TrajectoryBatches
 
 
 class EncodedTable:
-    """A table of examples as the backbone sees it, below the adapted layers and through the mean adapter.
-
-    Args:
-        table (`Dataset`): The examples, see [`load_table`].
-        stacked ([`StackedLora`]): The backbone.
-        codec ([`AdapterCodec`]): With the mean adapter.
-        cache_dir (`Path`, *optional*): Keeps what the frozen lower layers make.
-        num_views (`int`, *optional*, defaults to 1): Views of every example to draw from.
-        support_views (`int`, *optional*, defaults to 1): Views that the features of an example are the mean of, as in
-            [`MCDiPipeline`].
-
-    Attributes:
-        examples ([`EncodedExamples`]): All views of them.
-        features (`torch.Tensor` of shape `(num_views * examples, feature_dim)`): See [`EncodedTable.features_under`].
+    """A table of examples as the backbone sees it: below the adapted layers, in `num_views` views of each to draw
+    from, and through the mean adapter, as features that are the mean of `support_views` views, see
+    [`MCDiPipeline`]. `cache_dir` keeps what the frozen lower layers make.
     """
 
     def __init__(
@@ -52,16 +41,9 @@ class EncodedTable:
         self.features = self.features_under(codec.mean_adapter())
 
     def features_under(self, tensors: dict[str, torch.Tensor], rows: torch.Tensor | None = None) -> torch.Tensor:
-        """What a head is imprinted from, and a condition made of, under one adapter.
-
-        Args:
-            tensors (`dict[str, torch.Tensor]`): The adapter, key -> `(1, *shape)`.
-            rows (`torch.Tensor` of shape `(n,)`, *optional*): The examples wanted, as they are; without it all of them
-                and, behind them, all their views.
-
-        Returns:
-            `torch.Tensor` of shape `(n, feature_dim)` or `(num_views * examples, feature_dim)`. With several support
-            views it is their mean, whichever view a row is of.
+        """What a head is imprinted from, and a condition made of, under one adapter, key -> `(1, *shape)`: features
+        `(n, feature_dim)` of some rows, as they are, or without rows of all examples and, behind them, all their
+        views. With several support views it is their mean, whichever view a row is of.
         """
         tensors = {key: value.to(self.stacked.device) for key, value in tensors.items()}
         plain = torch.arange(len(self.examples)) if rows is None else rows
@@ -75,15 +57,8 @@ class EncodedTable:
 
 
 class TrainingData:
-    """The trajectories, with a condition for each drawn from their source; fresh tasks; validation tasks.
-
-    Args:
-        args ([`MCDiTrainingArguments`]): The run's.
-        trajectories (`str`): A folder or Hub id.
-        sources (`list[Source]`, *optional*): Where the trajectories' data sets are now.
-        backbone ([`FrozenBackbone`], *optional*): A loaded one; by default it is loaded by its name.
-        device (`torch.device`): Where the backbone runs.
-    """
+    """The trajectories, with a condition for each drawn from their source; fresh tasks; validation tasks. `sources`
+    say where the trajectories' data sets are now; a `backbone` that is not given is loaded by its name."""
 
     def __init__(
         self,

@@ -10,15 +10,9 @@ from .objective import ConditionalDenoiser, TrainingBatch, local_consistency_los
 def diagnose(pipe: MCDiPipeline, batches: list[TrainingBatch], seed: int = 0) -> dict[str, float]:
     """Measure a generator on some draws of training tasks; the same draws and seed give comparable numbers.
 
-    Args:
-        pipe (`MCDiPipeline`): The generator.
-        batches (`list[TrainingBatch]`): Draws with their local targets.
-        seed (`int`, *optional*, defaults to 0): Of the noise.
-
-    Returns:
-        `loss, segment I`: the local consistency loss of each segment. `norm, layer I` and `norm, head`: the norm of
-        the generated residual tokens over that of the true ones; 1 is right, 0 says that nothing is generated.
-        `not finite`: the share of generated numbers that are NaN or infinite.
+    `loss, segment I` is the local consistency loss of each segment. `norm, layer I` and `norm, head` are the norms
+    of the generated residual tokens over those of the true ones: 1 is right, 0 says that nothing is generated. `not
+    finite` is the share of generated numbers that are NaN or infinite.
     """
     model = ConditionalDenoiser(pipe.task_encoder, pipe.denoiser)
     found, segments, true, made, broken = [], [], [], [], []

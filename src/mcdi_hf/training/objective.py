@@ -60,15 +60,8 @@ def local_consistency_loss(
     generator: torch.Generator | None = None,
     segment_weights: list[float] | None = None,
 ) -> torch.Tensor:
-    """Mc-Di's loss, or Mv-Di's or Tw-Di's, as the scheduler is set: the mean of [`local_consistency_losses`].
-
-    Args:
-        model, scheduler, batch, generator: As in [`local_consistency_losses`].
-        segment_weights (`list[float]`, *optional*): How much the loss of each segment counts; all 1 by default.
-
-    Returns:
-        A scalar.
-    """
+    """Mc-Di's loss, or Mv-Di's or Tw-Di's, as the scheduler is set: the mean of [`local_consistency_losses`], each
+    segment weighted by `segment_weights`, by 1 without them."""
     losses, segments = local_consistency_losses(model, scheduler, batch, generator)
     if segment_weights is None:
         return losses.mean()

@@ -50,14 +50,8 @@ class TaskLoss:
     def __call__(
         self, model: ConditionalDenoiser, tasks: list[Task], steps: int, generators: list[torch.Generator]
     ) -> torch.Tensor:
-        """The mean cross-entropy of every task: `(tasks,)`.
-
-        Args:
-            model (`ConditionalDenoiser`): The network.
-            tasks (`list[Task]`): The tasks.
-            steps (`int`): How many steps of the sampler come before the prediction that is judged.
-            generators (`list[torch.Generator]`): One a task, so that its draws do not depend on its neighbours.
-        """
+        """The mean cross-entropy of every task, `(tasks,)`, judged after so many `steps` of the sampler. Each task
+        draws from a generator of its own, whatever its neighbours are."""
         support = SupportBatch.from_tasks(tasks, device=self.stacked.device)
         support.features, support.examples = self.features[support.rows], self.examples
         counts = (support.labels >= 0).sum(dim=1).tolist()

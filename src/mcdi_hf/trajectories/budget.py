@@ -20,19 +20,10 @@ def blank_stack(stacked: StackedLora, examples: EncodedExamples, tasks: list[Tas
 
 
 def bytes_per_task(stacked: StackedLora, examples: EncodedExamples, task: Task, settings: TrajectorySettings) -> int:
-    """The memory that one more task in a stack takes: measured on one pass, not guessed from the architecture.
-
-    The pass is forward only, over a batch of the longest examples; PyTorch tells which tensors it keeps for the
-    backward pass. The optimiser's state and the snapshots are added.
-
-    Args:
-        stacked (`StackedLora`): The adapted layers.
-        examples (`EncodedExamples`): The data set that the task's rows point into.
-        task (`Task`): One with the greatest number of classes.
-        settings (`TrajectorySettings`): Gives the batch size and the number of targets.
-
-    Returns:
-        Bytes, on the device of the backbone.
+    """The memory in bytes that one more task in a stack takes: measured on one forward pass over a batch of the
+    longest examples, in which PyTorch tells what it keeps for the backward pass, and not guessed from the
+    architecture. The optimiser's state and the snapshots are added. `task` is one with the greatest number of
+    classes.
     """
     stack = blank_stack(stacked, examples, [task])
     tensors = {key: value.requires_grad_() for key, value in stack.tensors.items()}

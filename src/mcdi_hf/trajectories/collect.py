@@ -74,17 +74,9 @@ def part_size(examples: EncodedExamples, batch_size: int, num_tasks: int) -> int
 class TaskStack:
     """The adapters of several tasks on the way: their tensors, their batches, and their losses.
 
-    Args:
-        stacked (`StackedLora`): The adapted layers.
-        examples (`EncodedExamples`): The data set that the tasks' rows point into.
-        start (`dict[str, torch.Tensor]`): The shared start, key -> `(1, *shape)`, without a head: that is imprinted
-            from the task's support, or made of words. It is trained if the layout has one, and stays what it is
-            otherwise.
-        start_features (`torch.Tensor` of shape `(rows, feature_dim)`, *optional*): What the head reads of every
-            example under the start, `stacked.features_of_all(start, examples)`: made once for all tasks. A language
-            model needs none.
-        tasks (`list[Task]` of length `N`): The tasks, with any numbers of classes.
-        scale (`float`): The sharpness of the imprinted head.
+    All start from one adapter, key -> `(1, *shape)`, with heads imprinted from `start_features` `(rows,
+    feature_dim)`, what the head reads of every example under it, or with a language model's verbalizers, which need
+    no features and are not trained. `scale` is the sharpness of an imprinted head.
     """
 
     def __init__(
@@ -185,19 +177,11 @@ def collect_trajectories(
     settings: TrajectorySettings,
 ) -> list[dict]:
     """Optimise one stack of adapters, each on all the support rows of its task, and judge them on the query rows.
-
     AdamW works element by element, so a stack gives each task what a run of its own would give.
 
-    Args:
-        stacked, examples, start, start_features, tasks: As in [`TaskStack`].
-        numbers (`list[int]`): The tasks' numbers, which seed their batches.
-        settings (`TrajectorySettings`): The optimiser's.
-
-    Returns:
-        For every task a row of the trajectory data set: see [`trajectory_features`].
-
-    Raises:
-        `ValueError`: when the weights of a task become infinite or NaN.
+    The arguments are those of [`TaskStack`]; the tasks' `numbers` seed their batches. Returned is a row of the
+    trajectory data set for every task, see [`trajectory_features`]. A `ValueError` says that the weights of a task
+    became infinite or NaN.
     """
     stack = TaskStack(stacked, examples, start, start_features, tasks, settings.imprint_scale)
     trained = [value.requires_grad_() for value in stack.tensors.values()]

@@ -63,16 +63,8 @@ def load_trajectories(
 
 
 def split_weights(weights: torch.Tensor, ways: int, layout: AdapterLayout) -> dict[str, torch.Tensor]:
-    """Read the tensors out of flat weights.
-
-    Args:
-        weights (`torch.Tensor` of shape `(adapters, P)`): One row of the column `weights`.
-        ways (`int`): The number of classes.
-        layout (`AdapterLayout`): The adapters' layout.
-
-    Returns:
-        Key -> tensor of shape `(adapters, *shape)`, with the head if the layout has one.
-    """
+    """Read the tensors, key -> `(adapters, *shape)`, out of flat weights `(adapters, P)` of adapters for `ways`
+    classes."""
     tensors, start = {}, 0
     for key, shape in layout.shapes(ways).items():
         end = start + math.prod(shape)

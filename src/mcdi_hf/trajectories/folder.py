@@ -21,20 +21,14 @@ from .shards import check_shard
 
 RECORD, CARD = "trajectories.json", "README.md"
 SHARD_NAME = re.compile(r"train-(\d{6})-(\d{6})\.parquet")
-# What trajectories must have in common to lie in one data set.
-COMMON = ("layout", "max_ways", "lora_config", "base_model")
 
 
 def trajectory_features(layout: AdapterLayout, max_ways: int) -> Features:
-    """The columns of a trajectory data set.
+    """The columns of a trajectory data set, of at most `max_ways` classes a task.
 
     `weights` is `(1 + k, P)`: the start, then the `k` local targets. Each is the LoRA matrices and then the head's
-    weight and bias, flat in the layout's order, filled up with zeros behind the last class to the width of `max_ways`
-    classes. `support` lists, for each of `classes`, the rows of the source data set that the optimiser saw.
-
-    Args:
-        layout (`AdapterLayout`): The adapters' layout. One without a head has the LoRA matrices alone in `weights`.
-        max_ways (`int`): The greatest number of classes of any task of the whole data set.
+    weight and bias, if there is one, flat in the layout's order, filled up with zeros behind the last class.
+    `support` lists, for each of `classes`, the rows of the source data set that the optimiser saw.
     """
     return Features(
         {
@@ -62,7 +56,7 @@ class TrajectoryFolder:
         folder (`Path`): A folder made by [`TrajectoryFolder.create`], or a copy of its repository.
 
     Attributes:
-        record (`dict`): `trajectories.json`: the description, `layout`, `max_ways`, and `appended` if there is any.
+        record (`dict`): `trajectories.json`: the description, `layout` and `max_ways`.
         layout (`AdapterLayout`): The adapters' layout.
         features (`Features`): The columns, see [`trajectory_features`].
 
@@ -129,9 +123,8 @@ class TrajectoryFolder:
         return {number for numbers in self.shards for number in numbers}
 
     def check_whole(self) -> None:
-        """Refuse a data set without trajectories, one in which tasks between 0 and the last are missing, and one in
-        which a shard is damaged, see [`check_shard`].
-        """
+        """Refuse a data set without trajectories, with tasks missing between 0 and the last, or with a damaged
+        shard."""
         numbers = self.numbers
         if not numbers:
             raise ValueError(f"{self.folder} holds no trajectories yet: run the collection first.")
@@ -257,46 +250,3 @@ class TrajectoryFolder:
         title, width = self.folder.resolve().name, self.features["weights"].shape[1]
         card = trajectory_card(title, self.record, width, summary)
         write_file(self.folder / CARD, lambda file: file.write(str(card).encode()))
-
-
-def append_trajectories(into: Path, other: Path) -> None:
-    """Append the shards of another finished collection, its tasks numbered on behind the last one.
-
-    The other's description goes to `appended` in `trajectories.json`, with its first and last task here. Doing it
-    again after an interruption adds what is missing. Call [`TrajectoryFolder.finish`] afterwards.
-
-    Args:
-        into (`Path`): The folder that grows.
-        other (`Path`): The folder that is read.
-
-    Raises:
-        `ValueError`: when a collection is not finished, when the two differ in layout, `max_ways`, `lora_config` or
-            `base_model`, when they do not differ in anything, or when `other` has grown since it was appended.
-    """
-    target, source = TrajectoryFolder(into), TrajectoryFolder(other)
-    source.check_whole()
-    records = [
-        {key: value for key, value in record.items() if key in COMMON} for record in (target.record, source.record)
-    ]
-    different = differences(*records)
-    if different:
-        raise ValueError(f"The trajectories of {other} (here) do not fit {into} (there): {'; '.join(different)}.")
-    made = {key: value for key, value in source.record.items() if key not in COMMON}
-    if made == {key: value for key, value in target.record.items() if key not in (*COMMON, "appended")}:
-        raise ValueError(f"{other} was made exactly as {into}, with the same seeds: it would add the same tasks.")
-    appended = target.record.setdefault("appended", [])
-    entry = next((entry for entry in appended if entry["made"] == made), None)
-    if entry is None:
-        target.check_whole()
-        first = max(target.numbers) + 1
-        entry = {"first_task": first, "last_task": first + max(source.numbers), "made": made}
-        appended.append(entry)
-        text = json.dumps(target.record, indent=1) + "\n"
-        write_file(into / RECORD, lambda file: file.write(text.encode()))
-    if entry["last_task"] - entry["first_task"] != max(source.numbers):
-        raise ValueError(f"{other} was appended to {into} before, with another number of tasks.")
-    for numbers, path in source.shards.items():
-        if entry["first_task"] + numbers[0] not in target.numbers:
-            table = pyarrow.parquet.ParquetFile(path).read()
-            tasks = pyarrow.array([entry["first_task"] + number for number in numbers])
-            target._append_table(table.set_column(0, table.schema.field("task"), tasks))

@@ -51,19 +51,9 @@ def episode_logits(
 def imprint_scale_for(
     stacked: StackedLora, tensors: dict[str, torch.Tensor], examples: EncodedExamples, scale: float = 10.0
 ) -> float:
-    """The sharpness of an imprinted head that features of any size need.
-
-    Sentence encoders make features of length 1, vision transformers some of length 10, and a head's logits grow with
-    its square.
-
-    Args:
-        stacked (`StackedLora`): The adapted layers.
-        tensors (`dict[str, torch.Tensor]`): One adapter, key -> `(1, *shape)`.
-        examples (`EncodedExamples`): A data set; some 500 of its examples are looked at.
-        scale (`float`, *optional*, defaults to 10.0): What features of variance 1 would need.
-
-    Returns:
-        `scale` over the mean squared distance of the features from their mean.
+    """The sharpness of an imprinted head that features of any size need: `scale` over the mean squared distance of
+    the features from their mean, seen on some 500 examples. Sentence encoders make features of length 1, vision
+    transformers some of length 10, and a head's logits grow with its square.
     """
     rows = torch.arange(0, len(examples), max(1, len(examples) // 500))
     features = stacked.features_of_all(tensors, examples, rows)

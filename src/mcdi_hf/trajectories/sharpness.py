@@ -4,17 +4,9 @@ import torch
 
 
 def sam_perturbation(gradients: list[torch.Tensor], rho: float) -> list[torch.Tensor]:
-    """The step uphill of sharpness-aware minimisation, `rho * g / |g|`, for every task with a norm of its own.
-
-    Foret et al. 2021, "Sharpness-Aware Minimization for Efficiently Improving Generalization", equation 2 with p = 2.
-    The norm runs over all tensors of one adapter.
-
-    Args:
-        gradients (`list[torch.Tensor]`): Each of shape `(N, *shape)`.
-        rho (`float`): The length of the step.
-
-    Returns:
-        Tensors of the same shapes; a task whose gradient is zero does not step.
+    """The step uphill of sharpness-aware minimisation, `rho * g / |g|`, for every task of gradients `(N, *shape)`
+    with a norm over all tensors of its own (Foret et al. 2021, equation 2 with p = 2). A task whose gradient is
+    zero does not step.
     """
     norms = _norms(gradients)
     scales = rho / norms.clamp(min=torch.finfo(norms.dtype).tiny)

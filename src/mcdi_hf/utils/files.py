@@ -42,17 +42,12 @@ def could_not_write(path: Path, reason: str) -> str:
 
 
 def write_folder(folder: Path, write: Callable[[Path], object], last: str) -> None:
-    """Write files beside their folder, and move them in when all of them are on the disk.
+    """Let `write` make files beside their folder, and move them in, which keeps its other files, when all of them are
+    on the disk.
 
-    A folder that a kill leaves is as it was, or whole, or has no file `last`.
-
-    Args:
-        folder (`Path`): Where they go; it is made if need be, and keeps its other files.
-        write (`Callable`): Writes the files into the folder that it is given.
-        last (`str`): The file that no loader goes without. It leaves the folder first and comes last.
-
-    Raises:
-        `OSError`: when the files cannot be written, for safetensors too, whose own error is none.
+    The file `last`, that no loader goes without, leaves the folder first and comes last: a folder that a kill
+    leaves is as it was, or whole, or has no such file. Files that cannot be written are an `OSError`, for
+    safetensors too, whose own error is none.
     """
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))
