@@ -172,6 +172,13 @@ def test_of_an_encoded_support_and_again(bert: MCDiPipeline) -> None:
     assert_same(bert.select(found), expected)  # drawn from the same noise, however often
 
 
+def test_a_candidate_that_is_no_adapter_is_not_handed_out(bert: MCDiPipeline) -> None:
+    output = bert(TASKS, num_inference_steps=1, batch_size=1)
+    output.draws.candidates[1].fill_(float("nan"))  # the second task has no folds, for which it would be drawn anew
+    with pytest.raises(ValueError, match=r"tasks \[1\] hold NaN or inf"):
+        bert.select(output)
+
+
 @pytest.mark.parametrize("name", ["select", "refine"])
 def test_what_cannot_be_gone_on_from_is_refused(bert: MCDiPipeline, name: str) -> None:
     batch = bert.encode_support(TASKS[2])
