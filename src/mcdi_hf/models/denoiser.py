@@ -113,7 +113,7 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_layout(cls, layout: AdapterLayout, **sizes: int) -> "MCDiDenoiser":
-        """The denoiser for a layout's adapters; `sizes` are `cond_dim`, `dim`, `num_layers`, `num_heads`, `ff_mult`."""
+        """The denoiser for a layout; `sizes` are `cond_dim`, `dim`, `num_layers`, `num_heads`, `ff_mult`."""
         return cls(**cls.sizes_of(layout), **sizes)
 
     @staticmethod
