@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, get_cosine_schedule_with_warmup
 
 from mcdi_hf.adapters.head import class_means, head_logits, imprint_head
-from mcdi_hf.data.cached import load_cached_dataset
 from mcdi_hf.data.augmentation import MAX_DEGREES, MAX_LOG_SCALE, MAX_SHEAR, MAX_SHIFT
+from mcdi_hf.data.cached import load_cached_dataset
 
 
 def arguments() -> argparse.Namespace:
