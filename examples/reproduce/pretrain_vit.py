@@ -1,63 +1,66 @@
 """Pretrain a small ViT on the classes of some domains, to serve as a frozen backbone, and save it as transformers do.
 
-    python examples/pretrain_vit.py --config examples/configs/omniglot_vit.json --dataset_name OMNIGLOT \
-        --output_dir runs/omniglot-vit
+    python examples/reproduce/pretrain_vit.py --config examples/reproduce/configs/omniglot_vit.json \
+        --dataset_name OMNIGLOT --output_dir runs/omniglot-vit
 
 The loss is that of prototypical networks (Snell et al. 2017): in every batch some images of each class make its
 prototype, and the others are classified by the nearest one. A softmax over all classes did not leave the plateau of
 chance in the same time. Images are turned and moved a little; rotations by 90 degrees are classes of their own.
 """
 
-import argparse
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from config import parse_args
-from data import write_whole
 from datasets import ClassLabel
-from output_folder import hold_folder, latest_checkpoint, save_checkpoint
 from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, get_cosine_schedule_with_warmup
+from transformers.hf_argparser import HfArg
 
 from mcdi_hf.adapters.head import class_means, head_logits, imprint_head
-from mcdi_hf.data.cached import load_cached_dataset
 from mcdi_hf.data.augmentation import MAX_DEGREES, MAX_LOG_SCALE, MAX_SHEAR, MAX_SHIFT
+from mcdi_hf.data.cached import load_cached_dataset
+from mcdi_hf.utils.arguments import parse_arguments
+from mcdi_hf.utils.files import write_folder
+from mcdi_hf.utils.run_folder import hold_folder, latest_checkpoint, save_checkpoint
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_name", required=True, help="a Hub id or a local folder of images")
-    parser.add_argument("--image_column", default="image")
-    parser.add_argument("--label_column", default="label")
-    parser.add_argument("--domain_column", required=True, help="its classes say which rows are trained on")
-    parser.add_argument("--train_domains", nargs="+", required=True)
-    parser.add_argument("--image_size", type=int, default=28)
-    parser.add_argument("--patch_size", type=int, default=7)
-    parser.add_argument("--hidden_size", type=int, default=128)
-    parser.add_argument("--num_layers", type=int, default=5)
-    parser.add_argument("--num_heads", type=int, default=4)
-    parser.add_argument("--classes_per_step", type=int, default=64)
-    parser.add_argument("--images_per_class", type=int, default=4)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--adam_weight_decay", type=float, default=0.05)
-    parser.add_argument("--lr_warmup_steps", type=int, default=200)
-    parser.add_argument("--max_train_steps", type=int, default=4000)
-    parser.add_argument("--max_grad_norm", type=float, default=1.0)
-    parser.add_argument("--checkpointing_steps", type=int, default=500)
-    parser.add_argument("--checkpoints_total_limit", type=int, default=1)
-    parser.add_argument("--resume_from_checkpoint", help="a checkpoint's folder, or `latest`")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    args = parse_args(parser)
-    if args.images_per_class < 2:
-        parser.error("--images_per_class is at least 2: one for the prototype, one to classify.")
-    return args
+@dataclass
+class Arguments:
+    """A small ViT, and its pretraining."""
+
+    dataset_name: str = HfArg(help="a Hub id or a local folder of images")
+    domain_column: str = HfArg(help="its classes say which rows are trained on")
+    train_domains: list[str] = HfArg(help="the domains to train on")
+    output_dir: Path = HfArg(help="where the folder `model` and checkpoints are written")
+    image_column: str = "image"
+    label_column: str = "label"
+    image_size: int = 28
+    patch_size: int = 7
+    hidden_size: int = 128
+    num_layers: int = 5
+    num_heads: int = 4
+    classes_per_step: int = 64
+    images_per_class: int = HfArg(default=4, help="at least 2: one for the prototype, one to classify")
+    learning_rate: float = 1e-3
+    adam_weight_decay: float = 0.05
+    lr_warmup_steps: int = 200
+    max_train_steps: int = 4000
+    max_grad_norm: float = 1.0
+    checkpointing_steps: int = 500
+    checkpoints_total_limit: int = 1
+    resume_from_checkpoint: str | None = HfArg(default=None, help="a checkpoint's folder, or `latest`")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.images_per_class < 2:
+            raise ValueError("--images_per_class is at least 2: one for the prototype, one to classify.")
 
 
-def load_images(args: argparse.Namespace) -> torch.Tensor:
+def load_images(args: Arguments) -> torch.Tensor:
     """The images of every class and of its rotations, as numbers from 0 to 1: `(classes, images, height, width)`."""
     table = load_cached_dataset(args.dataset_name, split="train")
     names = {}
@@ -107,7 +110,7 @@ def prototype_loss(features: torch.Tensor, shots: int, scale: float) -> torch.Te
     return torch.nn.functional.cross_entropy(logits, classes.repeat_interleave(query.shape[1]))
 
 
-def build(args: argparse.Namespace, images: torch.Tensor) -> tuple[ViTForImageClassification, ViTImageProcessorPil]:
+def build(args: Arguments, images: torch.Tensor) -> tuple[ViTForImageClassification, ViTImageProcessorPil]:
     """The untrained model, and the processor that gives its pixels mean 0 and variance 1."""
     torch.manual_seed(args.seed)
     config = ViTConfig(
@@ -124,7 +127,7 @@ def build(args: argparse.Namespace, images: torch.Tensor) -> tuple[ViTForImageCl
     return ViTForImageClassification(config), ViTImageProcessorPil(size=size, image_mean=mean, image_std=std)
 
 
-def draw(args: argparse.Namespace, images: torch.Tensor, step: int) -> tuple[torch.Tensor, int]:
+def draw(args: Arguments, images: torch.Tensor, step: int) -> tuple[torch.Tensor, int]:
     """A step's own batch, `(classes, images, height, width)`, and how many images of a class make its prototype."""
     generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
     chosen = torch.randperm(len(images), generator=generator)[: args.classes_per_step]
@@ -134,13 +137,9 @@ def draw(args: argparse.Namespace, images: torch.Tensor, step: int) -> tuple[tor
     return batch.unflatten(0, picks.shape), shots
 
 
-def main() -> None:
-    args = arguments()
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:  # each would train on the same batches
-        raise ValueError(f"This script runs in one process, not in {accelerator.num_processes}.")
-    lock, checkpoints = hold_folder(args.output_dir, accelerator), args.output_dir / "checkpoints"
-    images = load_images(args)
+def train(args: Arguments, accelerator: Accelerator) -> tuple[ViTForImageClassification, ViTImageProcessorPil]:
+    """Pretrain from the start, or from a checkpoint on."""
+    images, checkpoints = load_images(args), args.output_dir / "checkpoints"
     model, processor = build(args, images)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, args.lr_warmup_steps, args.max_train_steps)
@@ -168,16 +167,24 @@ def main() -> None:
         bar.update()
         bar.set_postfix(loss=f"{loss.item():.3f}")
         if step % args.checkpointing_steps == 0:
-            number = step // args.checkpointing_steps - 1
-            save_checkpoint(accelerator, checkpoints, number, args.checkpoints_total_limit)
+            save_checkpoint(accelerator, checkpoints, step, args.checkpoints_total_limit)
     bar.close()
+    return model, processor
 
-    def save(folder: Path) -> None:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
 
-    write_whole(args.output_dir / "model", save)
-    lock.release()
+def main() -> None:
+    (args,) = parse_arguments(Arguments, description=__doc__)
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:  # each would train on the same batches
+        raise ValueError(f"This script runs in one process, not in {accelerator.num_processes}.")
+    with hold_folder(args.output_dir, accelerator):
+        parts = train(args, accelerator)
+
+        def save(folder: Path) -> None:
+            for part in parts:
+                part.save_pretrained(folder)
+
+        write_folder(args.output_dir / "model", save, last="config.json")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,13 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """The folder of all runs, and how each ended."""
     root = tmp_path_factory.mktemp("pretraining")
     write_split(root / "omniglot", "train", tiny_image_dataset(rows_per_class=4))
-    command = [EXAMPLES / "pretrain_vit.py", "--dataset_name", root / "omniglot", "--label_column", "character"]
+    command = [
+        EXAMPLES / "reproduce" / "pretrain_vit.py",
+        "--dataset_name",
+        root / "omniglot",
+        "--label_column",
+        "character",
+    ]
     command += "--domain_column alphabet --image_size 8 --patch_size 4 --hidden_size 16 --num_layers 1".split()
     command += "--num_heads 2 --classes_per_step 4 --images_per_class 3 --lr_warmup_steps 1".split()
     command += "--max_train_steps 4 --checkpointing_steps 2 --checkpoints_total_limit 2".split()
@@ -31,7 +37,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
         "column": ["--label_column", "drawer"],
     }
     # A run that was stopped after its second step has the first checkpoint, one that is run again has all.
-    resumed = ["--resume_from_checkpoint", root / "straight" / "checkpoints" / "checkpoint_0"]
+    resumed = ["--resume_from_checkpoint", root / "straight" / "checkpoints" / "checkpoint_2"]
     commands = {
         "straight": [*command, root / "straight"],
         "resumed": [*command, root / "resumed", *resumed],
@@ -59,10 +65,10 @@ def test_a_resumed_run_is_the_straight_run_bit_for_bit(ended: tuple[Path, dict])
     assert "2/4" in found["resumed"][2] and "0/4" not in found["resumed"][2]
     assert found["again"][0] == 0 and "4/4" in found["again"][2] and "3/4" not in found["again"][2]
     runs = root / "straight", root / "resumed"
-    for files in ("model/model.safetensors", "checkpoints/checkpoint_1/model.safetensors"):
+    for files in ("model/model.safetensors", "checkpoints/checkpoint_4/model.safetensors"):
         one, two = (load_file(run / files) for run in runs)
         torch.testing.assert_close(one, two, rtol=0, atol=0)
-    before = load_file(root / "straight" / "checkpoints" / "checkpoint_0" / "model.safetensors")
+    before = load_file(root / "straight" / "checkpoints" / "checkpoint_2" / "model.safetensors")
     assert any(not torch.equal(one[key], before[key]) for key in one)
     texts = [(run / "model" / "preprocessor_config.json").read_text() for run in runs]
     assert texts[0] == texts[1]
