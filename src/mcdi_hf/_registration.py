@@ -9,13 +9,12 @@ LOADABLE = "diffusers.pipelines.pipeline_loading_utils"
 
 
 def register(pipeline_class: type, scheduler_class: type) -> None:
-    """Make diffusers load our classes by their names.
+    """Make diffusers load our classes by their names, or raise an `ImportError` where it keeps its registry somewhere
+    else.
 
-    Saved pipelines then name their components as `["mcdi_hf", "MCDiDenoiser"]`, whatever file the class lives in, and
-    load from the Hub; `DiffusionPipeline.from_pretrained` finds the pipeline, and `scheduler.compatibles` the scheduler.
-
-    Raises:
-        `ImportError`: when diffusers keeps its registry of loadable classes somewhere else.
+    Saved pipelines then name their components as `["mcdi_hf", "MCDiDenoiser"]`, whatever file the class lives in,
+    and load from the Hub; `DiffusionPipeline.from_pretrained` finds the pipeline, and `scheduler.compatibles` the
+    scheduler.
     """
     try:
         classes = importlib.import_module(LOADABLE).LOADABLE_CLASSES

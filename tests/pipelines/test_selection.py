@@ -11,7 +11,7 @@ from tiny import assert_close, class_logits, logits_in_peft, seeded, tiny_pipeli
 from mcdi_hf import FrozenBackbone, GeneratedAdapter, MCDiPipeline
 from mcdi_hf.adapters.head import class_means, head_logits, imprint_head
 from mcdi_hf.pipelines.pipeline_output import MCDiPipelineOutput
-from mcdi_hf.pipelines.selection import AVERAGE, FROZEN, MEAN_ADAPTER, Folds
+from mcdi_hf.pipelines.selection import MEAN_OF_CANDIDATES, FROZEN, MEAN_ADAPTER, Folds
 
 
 SETTINGS = {"eta": 0.0, "num_inference_steps": 3, "temperature": 2.0}
@@ -60,7 +60,7 @@ def frozen_losses(pipe: MCDiPipeline, backbone: FrozenBackbone, kept: dict, exam
 def test_every_option_is_judged_on_what_it_was_not_made_of(made: Made) -> None:
     pipe, backbone, support = made
     noise = starting_noise(pipe, 2)
-    found = {FROZEN: [], MEAN_ADAPTER: [], "candidate 1": [], "candidate 2": [], AVERAGE: []}
+    found = {FROZEN: [], MEAN_ADAPTER: [], "candidate 1": [], "candidate 2": [], MEAN_OF_CANDIDATES: []}
     for fold in range(2):  # the smallest class has two examples
         kept, examples, labels = held_out(support, fold, 2)
         found[FROZEN] += frozen_losses(pipe, backbone, kept, examples, labels)
@@ -68,7 +68,7 @@ def test_every_option_is_judged_on_what_it_was_not_made_of(made: Made) -> None:
             MEAN_ADAPTER: pipe(kept, strength=0.0).adapters[0],
             "candidate 1": pipe(kept, latents=noise[:1], **SETTINGS).adapters[0],
             "candidate 2": pipe(kept, latents=noise[1:], **SETTINGS).adapters[0],
-            AVERAGE: pipe(kept, latents=noise, num_candidates=2, **SETTINGS).adapters[0],
+            MEAN_OF_CANDIDATES: pipe(kept, latents=noise, num_candidates=2, **SETTINGS).adapters[0],
         }
         for name, adapter in adapters.items():
             found[name] += losses_of(logits_in_peft(backbone, adapter, examples), labels)
@@ -96,7 +96,7 @@ def test_the_adapter_is_that_of_the_option_made_of_all_examples(made: Made) -> N
         if name == MEAN_ADAPTER:
             assert_close(chosen.tensors, pipe(task, strength=0.0).adapters[0].tensors)
             continue
-        rows = noise if name == AVERAGE else noise[int(name[-1]) - 1 :][:1]
+        rows = noise if name == MEAN_OF_CANDIDATES else noise[int(name[-1]) - 1 :][:1]
         (expected,) = pipe(task, latents=rows, num_candidates=len(rows), **settings).adapters
         assert_close(chosen.tensors, expected.tensors)
     assert len(options) > 1
@@ -134,13 +134,13 @@ def test_folds_are_generated_from_the_noise_of_their_task(bert: MCDiPipeline, co
     """Noise is drawn in turn for the candidates of a task: the mean of all is the same of any one draw."""
     settings = {"num_candidates": count, "num_inference_steps": 3}
     found = select(bert, TEXTS, generator=seeded(7), **settings).details.support_losses
-    assert (AVERAGE in found) == (count > 1)
+    assert (MEAN_OF_CANDIDATES in found) == (count > 1)
     losses = []
     for fold in range(2):
         kept, examples, labels = held_out(TEXTS, fold, 2)
         (adapter,) = bert(kept, generator=seeded(7), **settings).adapters
         losses += losses_of(logits_in_peft(bert.backbone, adapter, examples), labels)
-    assert found[AVERAGE if count > 1 else "candidate 1"] == pytest.approx(np.mean(losses), rel=1e-3)
+    assert found[MEAN_OF_CANDIDATES if count > 1 else "candidate 1"] == pytest.approx(np.mean(losses), rel=1e-3)
 
 
 def assert_same(found: MCDiPipelineOutput, expected: MCDiPipelineOutput) -> None:

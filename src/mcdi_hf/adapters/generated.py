@@ -5,6 +5,7 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, ModelCard
@@ -122,22 +123,14 @@ class GeneratedAdapter:
         inner.config.id2label, inner.config.label2id = self.id2label, {name: i for i, name in self.id2label.items()}
         return model.eval()
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, license: str | None = None, include_support: bool = False
-    ) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, **card: Any) -> None:
         """Write `adapter_config.json`, `adapter_model.safetensors` and `README.md`, as PEFT does.
 
         All files are made beside the folder and moved in when they are on the disk, `adapter_config.json` last: without
-        it no loader takes the folder for an adapter.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): The folder; it is made if need be.
-            license (`str`, *optional*): The adapter's licence as the Hub names it, for the card.
-            include_support (`bool`, *optional*, defaults to `False`): Put the texts that it was generated from on the
-                card. They may be private.
+        it no loader takes the folder for an adapter. `card` are arguments of [`GeneratedAdapter.card`].
         """
         folder = Path(save_directory)
-        self._write(folder, folder.resolve().name, license, include_support)
+        self._write(folder, self.card(folder.resolve().name, **card))
 
     def push_to_hub(
         self,
@@ -146,10 +139,9 @@ class GeneratedAdapter:
         commit_message: str = "Upload generated adapter",
         create_pr: bool = False,
         token: str | None = None,
-        license: str | None = None,
-        include_support: bool = False,
+        **card: Any,
     ) -> str:
-        """Push the adapter and its card to the Hub.
+        """Push the adapter and its card to the Hub, and return the commit's address.
 
         Args:
             repo_id (`str`): `user/name`; the repository is made if need be.
@@ -157,25 +149,22 @@ class GeneratedAdapter:
             commit_message (`str`, *optional*, defaults to `"Upload generated adapter"`): The commit's.
             create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead of pushing to `main`.
             token (`str`, *optional*): A token with write access; the saved one by default.
-            license, include_support: As in [`GeneratedAdapter.save_pretrained`].
-
-        Returns:
-            The commit's address.
+            card: Arguments of [`GeneratedAdapter.card`].
         """
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
-            self._write(Path(folder), repo_id, license, include_support)
-            return api.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message=commit_message, create_pr=create_pr
-            ).commit_url
+            self._write(Path(folder), self.card(repo_id, **card))
+            settings = {"commit_message": commit_message, "create_pr": create_pr}
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, **settings).commit_url
 
     def card(self, place: str, license: str | None = None, include_support: bool = False) -> ModelCard:
         """The model card. Labels are in it; the examples are only if asked for, because they may be private.
 
         Args:
             place (`str`): The folder or the Hub id that the adapter is loaded from.
-            license, include_support: As in [`GeneratedAdapter.save_pretrained`].
+            license (`str`, *optional*): The adapter's licence as the Hub names it.
+            include_support (`bool`, *optional*, defaults to `False`): Put the texts that it was generated from on it.
         """
         if include_support and self.support is None:
             raise ValueError(
@@ -185,8 +174,7 @@ class GeneratedAdapter:
         support = self.support if include_support else None
         return adapter_card(place, self.kind, self.labels, self.base_model, asdict(self.details), license, support)
 
-    def _write(self, folder: Path, place: str, license: str | None, include_support: bool) -> None:
-        card = self.card(place, license, include_support)
+    def _write(self, folder: Path, card: ModelCard) -> None:
         metadata = {"format": "pt", "id2label": json.dumps(self.id2label)}
         config = self.peft_config
 

@@ -17,20 +17,12 @@ def class_means(features: torch.Tensor, labels: torch.Tensor, num_classes: int) 
 
 
 def imprint_head(means: torch.Tensor, scale: float, class_mask: torch.Tensor | None = None) -> Head:
-    """A linear head that classifies by the nearest class mean.
+    """A linear head that classifies by the nearest class mean: weights `(tasks, classes, feature_dim)` and biases
+    `(tasks, classes)`, zero for padding, from class means p_c of the weights' shape.
 
-    The logit of class c is `-scale / 2 * |f - p_c|^2` up to a term that is the same for every class (Snell et al. 2017,
-    section 2.4). The mean of all class means is taken off the weights: it changes no probability, and leaves the
-    generator with small, centred numbers. That is why the head needs its bias.
-
-    Args:
-        means (`torch.Tensor` of shape `(tasks, classes, feature_dim)`): Class means p_c.
-        scale (`float`): How sharp the softmax is.
-        class_mask (`torch.Tensor` of shape `(tasks, classes)`, *optional*): False marks padding; without it every
-            class is there.
-
-    Returns:
-        The weight `(tasks, classes, feature_dim)` and the bias `(tasks, classes)`, zero for padding.
+    The logit of class c is `-scale / 2 * |f - p_c|^2` up to a term that is the same for every class (Snell et al.
+    2017, section 2.4). The mean of all class means is taken off the weights: it changes no probability, and leaves
+    the generator with small, centred numbers. That is why the head needs its bias.
     """
     if class_mask is None:
         class_mask = torch.ones(means.shape[:2], dtype=torch.bool, device=means.device)

@@ -72,18 +72,12 @@ class StackedLora:
     def free_heads(
         self, support: SupportBatch, scale: float = 10.0, tensors: dict[str, torch.Tensor] | None = None
     ) -> Head:
-        """The heads that need no training: imprinted from the support sets, or a language model's verbalizers.
+        """The heads of `N` tasks that need no training: weights `(N, classes, feature_dim)` and biases `(N, classes)`,
+        zero for padding.
 
-        Args:
-            support ([`SupportBatch`]): The tasks: with features, or with a table of examples for `tensors`; with the
-                class names for verbalizers.
-            scale (`float`, *optional*, defaults to 10.0): The sharpness of an imprinted head, see [`imprint_head`].
-            tensors (`dict[str, torch.Tensor]`, *optional*): Adapters, one a task, key -> `(N, *shape)`. With them the
-                heads are imprinted from what each of them makes of its support, in a pass of their own; without them
-                from the features that are there.
-
-        Returns:
-            The weights `(N, classes, feature_dim)` and the biases `(N, classes)`, zero for padding.
+        They are a language model's verbalizers of the support's class names, or imprinted with sharpness `scale`,
+        see [`imprint_head`]: from the support's features, or, with `tensors`, adapters of key -> `(N, *shape)`,
+        from what each of them makes of its support's examples, in a pass of their own.
         """
         classes = support.class_mask.shape[1]
         if self.backbone.is_causal_lm:

@@ -87,18 +87,11 @@ class FrozenBackbone:
         revision: str | None = None,
         **kwargs,
     ) -> "FrozenBackbone":
-        """Load a model with its tokenizer or image processor.
+        """Load a model with its tokenizer or image processor from a Hub id or a local folder.
 
-        Args:
-            pretrained_model_name_or_path (`str`): A Hub id or a local folder.
-            pooling (`str`, *optional*, defaults to `"mean"`): `"mean"`, `"default"` or `"last_token"`, see
-                [`FrozenBackbone`]. Images need `"default"`.
-            name_or_path (`str`, *optional*): The name to remember instead, such as the Hub id of a local copy.
-            max_length (`int`, *optional*, defaults to 64): Longer texts are cut to so many tokens.
-            revision (`str`, *optional*): A branch, tag or commit of the Hub; the main branch by default. The backbone
-                remembers the commit.
-            kwargs:
-                Passed on to the model's `from_pretrained`, `dtype` for instance.
+        `name_or_path` is the name to remember instead, such as the Hub id of a local copy; `revision` is a branch,
+        tag or commit of the Hub, of which the commit is remembered; `kwargs` go to the model's `from_pretrained`,
+        `dtype` for instance. The rest is that of the class; images need `pooling="default"`.
         """
         name = pretrained_model_name_or_path
         config = AutoConfig.from_pretrained(name, revision=revision)

@@ -45,21 +45,12 @@ class LowerLayers:
         on_batch: Callable[[int], None] | None = None,
         cache_dir: str | Path | None = None,
     ) -> EncodedExamples:
-        """Run the lower layers over examples, in batches of similar length.
+        """Run the lower layers over examples, see [`FrozenBackbone.tokens`], in batches of similar length.
 
-        With `cache_dir` the hidden states are memory-mapped from a file there, so they may be larger than the memory, and
-        are read again, to the bit, for the same examples, weights and layers.
-
-        Args:
-            examples (`list` of length `views * n`): Texts, pairs of texts or PIL images, see
-                [`FrozenBackbone.tokens`]. With several views: all examples as they are, then other views of each.
-            batch_size (`int`, *optional*, defaults to 64): Examples a pass.
-            num_views (`int`, *optional*, defaults to 1): How many views of every example there are.
-            on_batch (`Callable`, *optional*): Called after each pass with the number of its examples.
-            cache_dir (`str` or `Path`, *optional*): A folder for the hidden states; without it they stay in memory.
-
-        Returns:
-            [`EncodedExamples`] of `n` examples.
+        `views * n` examples are all `n` as they are, then other views of each. With `cache_dir` the hidden states
+        are memory-mapped from a file there, so they may be larger than the memory, and are read again, to the bit,
+        for the same examples, weights and layers; without it they stay in memory. `on_batch` is called after each
+        pass with the number of its examples, and once for all that were read.
         """
         if not examples or len(examples) % num_views:
             raise ValueError(f"There are {len(examples)} examples of {num_views} views: expected a multiple of it.")

@@ -51,14 +51,8 @@ def augmented_views(examples: list[Any], num_views: int, seed: int = 0) -> list[
 
 
 def draw_views(task: Task, num_examples: int, num_views: int, random: np.random.Generator) -> Task:
-    """A task over any views of its examples, see [`augmented_views`].
-
-    Args:
-        task (`Task`): Its rows are those of the examples as they are.
-        num_examples (`int`): Examples of the data set.
-        num_views (`int`): Views of every example; with 1 nothing is drawn.
-        random (`np.random.Generator`): Draws a view for each row.
-    """
+    """A task over any views of its examples, see [`augmented_views`]: a view is drawn for each row of a table of
+    `num_examples`. With one view the task stays what it is and nothing is drawn."""
     if num_views == 1:
         return task
 

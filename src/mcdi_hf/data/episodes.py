@@ -99,15 +99,8 @@ def rows_and_labels(examples: Sequence[Sequence[int]]) -> tuple[torch.Tensor, to
 
 
 def task_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The mean cross-entropy of every task over its examples.
-
-    Args:
-        logits (`torch.Tensor` of shape `(tasks, examples, classes)`): Minus infinity for classes that are padding.
-        labels (`torch.Tensor` of shape `(tasks, examples)`): Classes from 0; -1 marks padding.
-
-    Returns:
-        `torch.Tensor` of shape `(tasks,)`.
-    """
+    """The mean cross-entropy `(tasks,)` of every task over its examples: logits `(tasks, examples, classes)`, minus
+    infinity for classes that are padding, and labels `(tasks, examples)` from 0, of which -1 marks padding."""
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-1, reduction="none")
     return losses.sum(dim=1) / (labels >= 0).sum(dim=1)
 

@@ -137,19 +137,15 @@ def sources_of(description: dict, moved: str | list[Source] | None = None) -> li
 def load_table(
     sources: list[Source], splits: list[str], domains: list[str] | None
 ) -> tuple[Dataset, dict[str, range]]:
-    """Load some splits of data sets into one table, its rows ordered by split and, in a split, by source.
+    """Load some splits of data sets, all of texts or all of images, into one table, its rows ordered by split and, in
+    a split, by source. With `domains` only their rows are kept. Returned are the table and, for each split, its rows
+    in it.
 
-    Args:
-        sources (`list[Source]`): All of texts or all of images.
-        splits (`list[str]`): The splits, in the order of the table.
-        domains (`list[str]`, *optional*): Keep the rows of these domains only.
-
-    Returns:
-        The table, and for each split its rows in it. The columns are `input`, `input_pair` if some source has pairs
-        (`None` beside the texts of others), and the class labels `label`, `group` and `domain`. Classes of one name
-        have one label. The groups of one source are its own, or `"all"`; those of several are `"SOURCE"`, or
-        `"SOURCE/GROUP"` where the source has a group column. Domains are called as in the source's domain column, so
-        that sources which share a domain are held out of it together; without such a column they are the groups.
+    The columns are `input`, `input_pair` if some source has pairs (`None` beside the texts of others), and the
+    class labels `label`, `group` and `domain`. Classes of one name have one label. The groups of one source are its
+    own, or `"all"`; those of several are `"SOURCE"`, or `"SOURCE/GROUP"` where the source has a group column.
+    Domains are called as in the source's domain column, so that sources which share a domain are held out of it
+    together; without such a column they are the groups.
     """
     names = [source.name for source in sources]
     if len(set(names)) < len(names):

@@ -45,13 +45,9 @@ class TaskEncoder(ModelMixin, ConfigMixin):
     def forward(
         self, features: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor, return_dict: bool = True
     ) -> TaskEncoderOutput | tuple[torch.Tensor, torch.Tensor]:
-        """
-        Args:
-            features (`torch.Tensor` of shape `(tasks, examples, feature_dim)`): What the head of the frozen backbone
-                reads, of the support examples.
-            labels (`torch.Tensor` of shape `(tasks, examples)`): Their classes from 0; -1 marks padding.
-            class_mask (`torch.Tensor` of shape `(tasks, classes)`): False marks padding.
-            return_dict (`bool`, *optional*, defaults to `True`): Whether to return a [`TaskEncoderOutput`] or a tuple.
+        """Encode features `(tasks, examples, feature_dim)`, what the head of the backbone reads of the support
+        examples. Their labels `(tasks, examples)` count from 0, and -1 marks padding; False in the class mask
+        `(tasks, classes)` does. Returned is a [`TaskEncoderOutput`] or a tuple.
         """
         member = (labels.unsqueeze(1) == torch.arange(class_mask.shape[1], device=labels.device)[:, None]).to(features)
         shots = member.sum(dim=-1, keepdim=True)

@@ -76,10 +76,3 @@ def check_continues(output: MCDiPipelineOutput, name: str) -> None:
         raise ValueError(f"{name} needs adapters: call the pipeline with output_type='peft'.")
     if any(batch.examples is None for batch in output.draws.batches):
         raise ValueError(f"{name} needs examples: ready features say nothing of other adapters than the mean.")
-
-
-def check_callback(names: list[str], known: list[str]) -> None:
-    """Refuse names of tensors that a callback cannot have."""
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}: expected some of {known}.")

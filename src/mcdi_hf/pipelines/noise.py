@@ -9,12 +9,9 @@ from ..adapters.codec import AdapterCodec
 def task_generators(
     generator: torch.Generator | list[torch.Generator] | None, num_tasks: int
 ) -> list[torch.Generator]:
-    """A stream of noise for every task, so that none depends on its neighbours or on how tasks are batched.
-
-    Args:
-        generator (`torch.Generator` or a list of one a task, *optional*): A list is what is wanted already, and so is
-            the generator of one task. For several tasks one generator, or PyTorch's own by default, gives the seeds.
-        num_tasks (`int`): The number of tasks.
+    """A stream of noise for every task, so that none depends on its neighbours or on how tasks are batched. A list
+    has one a task already, and one generator serves one task. For several tasks it gives the seeds, or PyTorch's
+    own does by default.
     """
     if isinstance(generator, list):
         return generator

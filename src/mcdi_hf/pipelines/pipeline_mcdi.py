@@ -16,20 +16,21 @@ from ..data.episodes import SupportBatch
 from ..models.denoiser import MCDiDenoiser
 from ..models.task_encoder import TaskEncoder
 from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
-from .inputs import check_callback, check_components, check_continues, check_finite, check_settings
+from .inputs import check_components, check_continues, check_finite, check_settings
 from .loading import download_checked, load_checked, save_whole
 from .noise import draw_noise, seed_of, task_generators
 from .pipeline_output import Draws, MCDiPipelineOutput, described_adapters
 from .refinement import refine_adapters
 from .selection import Selector
 from .support import (
+    FEATURES,
     Support,
     SupportSet,
     as_support_sets,
     check_readable,
     encode_examples,
     encode_features,
-    holds_features,
+    kind_of,
 )
 
 
@@ -185,7 +186,8 @@ class MCDiPipeline(DiffusionPipeline):
         # 1. Check the inputs before any work is done
         strength = self.config.strength if strength is None else strength
         check_settings(num_candidates, strength, temperature, batch_size, output_type)
-        check_callback(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        if unknown := sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)):
+            raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}: expected ['latents'].")
         supports, ways = self.check_inputs(support, num_candidates, generator, latents, output_type)
 
         # 2. Settle what is the same for all tasks; at strength 0 there is nothing to generate
@@ -196,7 +198,7 @@ class MCDiPipeline(DiffusionPipeline):
         generators = task_generators(generator, len(supports))
         seeds = [seed_of(one) if latents is None else None for one in generators]
         settings = {"num_candidates": num_candidates, "num_inference_steps": steps, "strength": strength}
-        settings |= {"temperature": temperature, "eta": eta}
+        settings |= {"temperature": temperature, "eta": eta, "batch_size": batch_size}
         draws = Draws(settings, [one.clone_state() for one in generators], latents)
         details = GenerationDetails(
             shots=[],
@@ -279,7 +281,7 @@ class MCDiPipeline(DiffusionPipeline):
                 )
         else:
             supports = as_support_sets(support, self.codec.layout.feature_dim)
-            ways, has_examples = max(map(len, supports)), not holds_features(supports)
+            ways, has_examples = max(map(len, supports)), kind_of(supports) != FEATURES
             if has_examples:
                 check_readable(supports, self.backbone)
         if self.config.imprint_from == "generated" and not has_examples and output_type != "latent":
@@ -305,7 +307,7 @@ class MCDiPipeline(DiffusionPipeline):
         if isinstance(support, SupportBatch):
             return support.to(device)
         supports = as_support_sets(support, self.codec.layout.feature_dim)
-        if holds_features(supports):
+        if kind_of(supports) == FEATURES:
             return encode_features(supports, ways, device)
         check_readable(supports, self.backbone)
         return encode_examples(supports, self.stacked, self.codec.mean_adapter(), self.config.support_views, ways)

@@ -9,7 +9,7 @@ from diffusers.utils import BaseOutput
 from ..adapters.codec import AdapterCodec
 from ..adapters.generated import GeneratedAdapter, GenerationDetails
 from ..data.episodes import SupportBatch
-from .support import SupportSet, is_text
+from .support import KINDS, SupportSet, kind_of
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Draws:
     """How some tasks' adapters were drawn: what `select` and `refine` go on from.
 
     Attributes:
-        settings (`dict`): Arguments of the call: `num_candidates`, `num_inference_steps`, `strength`, `temperature`, `eta`.
+        settings (`dict`): Arguments of the call: `num_candidates`, `num_inference_steps`, `strength`, `temperature`, `batch_size`, `eta`.
         generators (`list[torch.Generator]`): Every task's stream of noise, before the first draw.
         latents (`torch.Tensor` of shape `(tasks * candidates, tokens, token_dim)`, *optional*): The starting noise, if
             it was given.
@@ -63,11 +63,11 @@ def described_adapters(
 ) -> list[GeneratedAdapter]:
     """The adapters of a stack, key on disk -> `(tasks, *shape)`, each with how it was made, and with its texts if
     its support set is of texts. `details` are what all of them have in common."""
+    has_texts = not isinstance(supports, SupportBatch) and kind_of(supports) in KINDS[:2]
     adapters = []
     for task, own in enumerate(codec.layout.unstack(tensors, [len(classes) for classes in batch.classes])):
         labels = batch.labels[task]
         shots = torch.bincount(labels[labels >= 0]).tolist()
-        has_texts = not isinstance(supports, SupportBatch) and is_text(supports[task])
         adapters.append(
             GeneratedAdapter(
                 tensors=own,

@@ -13,20 +13,16 @@ from .pipeline_output import MCDiPipelineOutput
 
 
 MAX_FOLDS = 4
-FROZEN, MEAN_ADAPTER, AVERAGE = "frozen backbone", "mean adapter", "mean of candidates"
+FROZEN, MEAN_ADAPTER, MEAN_OF_CANDIDATES = "frozen backbone", "mean adapter", "mean of candidates"
 
 
 @dataclass
 class Folds:
-    """Support sets with some of their examples held out.
+    """Support sets with some of their examples held out: for each fold its task, and the classes of the examples that
+    are `kept` and that are `held_out`, `(folds, examples)` each, -1 elsewhere.
 
-    A class with one example has none to spare, so the adapters of such a task are judged on what they were made of: it
-    has no folds.
-
-    Attributes:
-        tasks (`torch.Tensor` of shape `(folds,)`): Whose fold it is.
-        kept (`torch.Tensor` of shape `(folds, examples)`): The classes of the examples that are left, -1 elsewhere.
-        held_out (`torch.Tensor` of shape `(folds, examples)`): The classes of those that are not, -1 elsewhere.
+    A class with one example has none to spare, so the adapters of such a task are judged on what they were made of:
+    it has no folds.
     """
 
     tasks: torch.Tensor
@@ -75,8 +71,8 @@ class Selector:
             first, folds, of_folds = len(adapters), Folds.of(batch.labels), None
             if len(folds.tasks):
                 left = replace(batch[folds.tasks], labels=folds.kept)
-                settings = draws.again(first + folds.tasks) | {"batch_size": len(left), "output_type": "latent"}
-                (of_folds,) = self.generate(left, **settings).draws.candidates
+                again = self.generate(left, output_type="latent", **draws.again(first + folds.tasks))
+                of_folds = torch.cat(again.draws.candidates)
             for task, adapter in enumerate(output.adapters[first : first + len(batch)]):
                 own, members = batch[task : task + 1], folds.tasks == task
                 kept, judged, made = own.labels, own.labels, candidates[task : task + 1]
@@ -91,7 +87,7 @@ class Selector:
     ) -> GeneratedAdapter:
         """One task's adapter, with the tensors of the option of the least loss."""
         names = [FROZEN, MEAN_ADAPTER, *(f"candidate {index + 1}" for index in range(len(candidates)))]
-        names += [AVERAGE] if len(candidates) > 1 else []
+        names += [MEAN_OF_CANDIDATES] if len(candidates) > 1 else []
         best = int(losses.argmin())
         options = self._options(candidates.unsqueeze(0))[0]
         tensors = self.decode(options[[best - 1]], task) if best else self._frozen_adapters(task)

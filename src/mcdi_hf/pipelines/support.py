@@ -17,7 +17,7 @@ from ..data.episodes import SupportBatch
 
 
 TEXTS = (Value("string"), Value("large_string"))
-KINDS = ("texts", "pairs of texts", "images", "ready features")
+KINDS = ("texts", "pairs of texts", "images", FEATURES := "ready features")
 Example = str | tuple[str, str] | Image.Image
 Support = Mapping[str, Sequence[Example] | torch.Tensor] | Dataset
 SupportSet = dict[str, list[Example] | torch.Tensor]
@@ -41,15 +41,17 @@ def as_support_sets(support: Support | list[Support], feature_dim: int) -> list[
     if not supports:
         raise ValueError("The list of support sets is empty: expected at least one.")
     checked = [_as_support_set(one, feature_dim) for one in supports]
-    kinds = _kinds(checked)
-    if len(kinds) > 1:
-        raise ValueError(f"The support mixes {' and '.join(kinds)}: expected one or the other.")
+    kind_of(checked)
     return checked
 
 
-def holds_features(supports: list[SupportSet]) -> bool:
-    """Whether support sets are of ready features, in place of examples."""
-    return isinstance(next(iter(supports[0].values())), torch.Tensor)
+def kind_of(supports: list[SupportSet]) -> str:
+    """What support sets hold, one of `KINDS`; a mix is refused."""
+    groups = [examples for support in supports for examples in support.values()]
+    kinds = sorted({_kind(example) for examples in groups for example in examples}, key=KINDS.index)
+    if len(kinds) > 1:
+        raise ValueError(f"The support mixes {' and '.join(kinds)}: expected one or the other.")
+    return kinds[0]
 
 
 def encode_features(supports: list[SupportSet], ways: int | None, device: torch.device) -> SupportBatch:
@@ -94,19 +96,9 @@ def _numbered(supports: list[SupportSet], ways: int | None, device: torch.device
     return SupportBatch.from_rows(rows, [tuple(support) for support in supports], ways, device)
 
 
-def is_text(support: SupportSet) -> bool:
-    """Whether a support set is of texts or of pairs of them, which can be written down."""
-    return all(isinstance(example, str | tuple) for examples in support.values() for example in examples)
-
-
 def check_readable(supports: list[SupportSet], backbone: FrozenBackbone) -> None:
-    """Refuse examples that the backbone does not read, and labels that a language model cannot tell apart.
-
-    Args:
-        supports (`list[dict]`): What [`as_support_sets`] returns, without ready features.
-        backbone (`FrozenBackbone`): The backbone.
-    """
-    (kind,) = _kinds(supports)
+    """Refuse examples that the backbone does not read, and labels that a language model cannot tell apart."""
+    kind = kind_of(supports)
     if (kind == "images") != backbone.reads_images:
         reads = "images" if backbone.reads_images else "texts"
         raise ValueError(f"The support holds {kind}, but the backbone {backbone.name_or_path!r} reads {reads}.")
@@ -114,18 +106,12 @@ def check_readable(supports: list[SupportSet], backbone: FrozenBackbone) -> None
         backbone.verbalizers([tuple(support) for support in supports])
 
 
-def _kinds(supports: list[SupportSet]) -> list[str]:
-    """The kinds of examples in some support sets."""
-    groups = [examples for support in supports for examples in support.values()]
-    return sorted({_kind(example) for examples in groups for example in examples}, key=KINDS.index)
-
-
 def _kind(example: Any) -> str:
     if isinstance(example, tuple):
         return "pairs of texts"
     if isinstance(example, Image.Image):
         return "images"
-    return "texts" if isinstance(example, str) else "ready features"
+    return "texts" if isinstance(example, str) else FEATURES
 
 
 def _as_support_set(support: Any, feature_dim: int) -> SupportSet:

@@ -27,14 +27,6 @@ class MixedAdaptersOutput(BaseOutput):
     labels: list[str]
 
 
-@dataclass
-class _Stored:
-    """Where an adapter lies, and its class names."""
-
-    slot: int
-    labels: list[str]
-
-
 class MixedAdapters:
     """Holds any number of adapters on one frozen backbone and runs batches in which each row names its adapter.
 
@@ -54,7 +46,7 @@ class MixedAdapters:
         self.layout = layout
         self.stacked = StackedLora(backbone, layout)
         self._lora_configs: list[dict] = []  # those that were found to fit the layout
-        self._stored: dict[str, _Stored] = {}
+        self._stored: dict[str, tuple[int, list[str]]] = {}  # name -> its row, its labels
         self._free: list[int] = []
         self._lora = torch.empty(0, layout.numel, device=backbone.device)
         self._heads = torch.empty(0, 0, layout.feature_dim + 1, device=backbone.device)  # weights, then the bias
@@ -73,7 +65,7 @@ class MixedAdapters:
     def labels(self, name: str) -> list[str]:
         """The class names of an adapter, in the order of its logits."""
         self._check_known([name])
-        return list(self._stored[name].labels)
+        return list(self._stored[name][1])
 
     def add(self, name: str, adapter: GeneratedAdapter) -> None:
         """Add an adapter of this backbone and layout, for any number of classes, under a name that is not taken.
@@ -92,12 +84,12 @@ class MixedAdapters:
     def replace(self, name: str, adapter: GeneratedAdapter) -> None:
         """Put another adapter, which may have other classes, in the place of one that is there. Raises as `add` does."""
         self._check_known([name])
-        self._write(self._stored[name].slot, name, *self._read(adapter), adapter.labels)
+        self._write(self._stored[name][0], name, *self._read(adapter), adapter.labels)
 
     def drop(self, name: str) -> None:
         """Forget an adapter; its place is taken by the next one that is added."""
         self._check_known([name])
-        self._free.append(self._stored.pop(name).slot)
+        self._free.append(self._stored.pop(name)[0])
 
     @torch.no_grad()
     def __call__(self, examples: list[Any], names: list[str]) -> MixedAdaptersOutput:
@@ -120,16 +112,15 @@ class MixedAdapters:
                 "and a name for each."
             )
         self._check_known(names)
-        stored = [self._stored[name] for name in names]
-        ways = torch.tensor([len(one.labels) for one in stored])
-        slots = torch.tensor([one.slot for one in stored], device=self._lora.device)
+        slots, labels = zip(*(self._stored[name] for name in names))
+        slots, ways = torch.tensor(slots, device=self._lora.device), torch.tensor(list(map(len, labels)))
         encoded = self.stacked.encode(examples)
         features = self.stacked.features(self._matrices(slots), encoded[torch.arange(len(examples))])
         heads = self._heads[slots, : int(ways.max())]
         class_mask = torch.arange(heads.shape[1]) < ways.unsqueeze(-1)
         logits = head_logits(features, heads[..., :-1], heads[..., -1], class_mask.to(heads.device)).squeeze(1)
         best = logits.argmax(dim=-1).tolist()
-        return MixedAdaptersOutput(logits=logits, labels=[one.labels[index] for one, index in zip(stored, best)])
+        return MixedAdaptersOutput(logits=logits, labels=[own[index] for own, index in zip(labels, best)])
 
     def _matrices(self, slots: torch.Tensor) -> dict[str, torch.Tensor]:
         """The LoRA matrices of each row: key on disk -> `(rows, *shape)`."""
@@ -166,7 +157,7 @@ class MixedAdapters:
             self._grow(len(self._lora), max(len(head), 2 * self._heads.shape[1]))
         self._lora[slot].copy_(lora)
         self._heads[slot, : len(head)].copy_(head)
-        self._stored[name] = _Stored(slot, list(labels))
+        self._stored[name] = (slot, list(labels))
 
     @torch.inference_mode(False)
     @torch.no_grad()

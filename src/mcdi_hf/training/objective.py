@@ -78,21 +78,12 @@ def local_consistency_losses(
     batch: TrainingBatch,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The local consistency loss of every row of a batch.
+    """The local consistency loss of every row of a batch, and the segment, from 1, that it is of: `(rows,)` each.
 
     For each row a segment, a timestep of it and noise are drawn; the scheduler noises the segment's target and says
-    what the network must answer and with which weight (Guan et al., arXiv 2502.01117). The LoRA matrices and the head
-    count half each, however many numbers they have; without a head the matrices are all there is.
-
-    Args:
-        model (`ConditionalDenoiser`): The network.
-        scheduler (`LocalConsistencyScheduler`): With `num_segments` equal to the number of targets, or 1 to learn from
-            the last target only.
-        batch (`TrainingBatch`): The draws.
-        generator (`torch.Generator`, *optional*): Makes segments, timesteps and noise reproducible.
-
-    Returns:
-        The losses and the segments, from 1, that they are of: `(rows,)` each.
+    what the network must answer and with which weight (Guan et al., arXiv 2502.01117). Its `num_segments` are the
+    number of targets, or 1 to learn from the last one only. The LoRA matrices and the head count half each, however
+    many numbers they have; without a head the matrices are all there is.
     """
     rows, count = batch.targets.shape[:2]
     segments = scheduler.config.num_segments

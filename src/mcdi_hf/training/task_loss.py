@@ -22,15 +22,9 @@ class TaskLoss:
     2309.17400). So every state that the sampler visits is trained, and no target is needed: any task will do, not only
     those with a trajectory.
 
-    Args:
-        stacked (`StackedLora`): The frozen backbone.
-        codec (`AdapterCodec`): The fitted codec.
-        scheduler (`LocalConsistencyScheduler`): With its timesteps set to those of the sampler.
-        examples (`EncodedExamples`): The data set that the tasks' rows point into.
-        features (`torch.Tensor` of shape `(rows, feature_dim)`): What the head reads of it under the mean adapter.
-        imprint_from (`str`): As in [`MCDiPipeline`].
-        condition_noise (`float`, *optional*, defaults to 0.0): Standard deviation of the noise on the features that
-            the generator sees.
+    The scheduler's timesteps are set to those of the sampler. `examples` are the table that the tasks' rows point
+    into, and `features` `(rows, feature_dim)` what the head reads of it under the mean adapter; `condition_noise`
+    is the standard deviation of noise on the features that the generator sees.
     """
 
     def __init__(

@@ -20,20 +20,12 @@ def generated_accuracies(
     tasks_at_once: int = 16,
     **settings,
 ) -> list[float]:
-    """Generate an adapter for each task and judge it on the task's query.
+    """Generate an adapter for each task; the share of the task's query that each answers rightly.
 
-    Args:
-        pipe ([`MCDiPipeline`]): The generator, with its backbone.
-        examples ([`EncodedExamples`]): The data set that the tasks' rows point into.
-        features (`torch.Tensor` of shape `(rows, feature_dim)`): What the head reads of it under the mean adapter.
-        tasks (`list[Task]`): The tasks.
-        conditions (`list[Task]`, *optional*): Tasks of as many classes, whose support the generator sees instead: the
-            control that asks whether the condition matters. Heads are imprinted from the tasks' own support.
-        tasks_at_once (`int`, *optional*, defaults to 16): Tasks of a stack.
-        settings: As in [`MCDiPipeline.__call__`]: `num_candidates`, `strength`, `temperature`, and so on.
-
-    Returns:
-        The share of right answers for each task.
+    `examples` are the table that the tasks' rows point into, and `features` `(rows, feature_dim)` what the head
+    reads of it under the mean adapter. `conditions` are tasks of as many classes, whose support the generator sees
+    instead, while heads are imprinted from the tasks' own: the control that asks whether the condition matters.
+    `settings` are those of [`MCDiPipeline.__call__`]: `num_candidates`, `strength`, `temperature`, and so on.
     """
     if conditions is not None and [len(one.classes) for one in conditions] != [len(one.classes) for one in tasks]:
         raise ValueError("The conditions are not as many as the tasks, with as many classes each: expected the same.")

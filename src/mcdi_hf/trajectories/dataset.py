@@ -21,18 +21,11 @@ def load_trajectories(
 ) -> tuple[Dataset | IterableDataset, dict]:
     """Load a trajectory data set from a folder or from the Hub.
 
-    Args:
-        name_or_path (`str`): The folder or the Hub id.
-        layout (`AdapterLayout`, *optional*): Refuse trajectories of other adapters.
-        streaming (`bool`, *optional*, defaults to `False`): Read row by row, without a copy in the cache.
-
-    Returns:
-        The data set in numpy format, by task number, and what its `trajectories.json` holds.
-
-    Raises:
-        `ValueError`: when there is no trajectory data set, when tasks are missing in a folder or a file of it is
-            damaged, or when the layout is another one; every difference is named.
-        `OSError`: when the cache of `datasets` cannot be written.
+    Returned are the data set in numpy format, by task number, and what its `trajectories.json` holds. With `layout`
+    trajectories of other adapters are refused; with `streaming` rows are read one by one, without a copy in the
+    cache. A `ValueError` says that there is no trajectory data set, that tasks are missing in a folder, that a file
+    is damaged, or that the layout is another one, with every difference; an `OSError` that the cache of `datasets`
+    cannot be written.
     """
     source = name_or_path
     if Path(name_or_path).is_dir():

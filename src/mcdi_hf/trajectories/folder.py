@@ -75,17 +75,10 @@ class TrajectoryFolder:
     def create(cls, folder: Path, layout: AdapterLayout, max_ways: int, description: dict) -> "TrajectoryFolder":
         """Make an empty data set, or open one that was made in the same way to continue it.
 
-        Args:
-            folder (`Path`): Where; its parents are made if need be.
-            layout (`AdapterLayout`): The adapters' layout.
-            max_ways (`int`): The greatest number of classes of any task.
-            description (`dict`): All else that the trajectories depend on, as JSON has it: `lora_config`,
-                `base_model`, the optimiser's settings, seeds, sources, versions. Not the number of tasks, which may
-                grow.
-
-        Raises:
-            `ValueError`: when the folder holds trajectories that were made otherwise; every difference is named.
-            `OSError`: when the folder cannot be written.
+        `description` is all else that the trajectories depend on, as JSON has it: `lora_config`, `base_model`, the
+        optimiser's settings, seeds, sources, versions. The number of tasks, which may grow, is no part of it. A
+        `ValueError` says that the folder holds trajectories that were made otherwise, and names every difference;
+        an `OSError` that it cannot be written.
         """
         # dict(**...) refuses a description that has a `layout` of its own.
         record = dict(**description, layout=layout.to_dict(), max_ways=max_ways)
@@ -138,19 +131,18 @@ class TrajectoryFolder:
             check_shard(path, numbers, self.features)
 
     def append(self, rows: list[dict]) -> None:
-        """Write one shard.
+        """Write one shard, whole or not at all.
 
-        Args:
-            rows (`list[dict]`): Rows with successive task numbers, each with all the columns of
-                [`trajectory_features`]; `weights` is a float32 `np.ndarray` of shape `(1 + k, P)` for the task's own
-                number of classes, without padding.
-
-        Raises:
-            `ValueError`: when a task is there already, or weights are not finite or do not fit the layout. Nothing is
-                written.
-            `OSError`: when the shard cannot be written. The earlier shards are whole, and this one is not there.
+        `rows` have successive task numbers and all the columns of [`trajectory_features`]; `weights` is a float32
+        `np.ndarray` of shape `(1 + k, P)` for the task's own number of classes, without padding. A `ValueError`
+        says that a task is there already, or that weights are not finite or do not fit the layout; an `OSError`
+        that the shard cannot be written.
         """
-        width = self.features["weights"].shape[1]
+        width, numbers = self.features["weights"].shape[1], [row["task"] for row in rows]
+        if not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+            raise ValueError(f"A shard holds tasks with successive numbers; got {numbers}.")
+        if there := sorted(self.numbers.intersection(numbers)):
+            raise ValueError(f"{self.folder} holds the tasks {there} already.")
         for row in rows:
             ways, weights = len(row["classes"]), row["weights"]
             expected = (len(row["steps"]), self.layout.width(ways))
@@ -165,14 +157,19 @@ class TrajectoryFolder:
                 raise ValueError(f"The weights of task {row['task']} are not finite: its optimiser diverged.")
         columns = {name: [row[name] for row in rows] for name in self.features}
         columns["weights"] = [np.pad(values, ((0, 0), (0, width - values.shape[1]))) for values in columns["weights"]]
-        self._append_table(Dataset.from_dict(columns, features=self.features).data.table)
+        table = Dataset.from_dict(columns, features=self.features).data.table
+
+        def write(file: BinaryIO) -> None:
+            # Small row groups, because a stream reads them one at a time; floats have no use for a dictionary. The
+            # format's own checksums, because a flipped bit in a weight cannot be seen otherwise.
+            pyarrow.parquet.write_table(table, file, row_group_size=8, use_dictionary=False, write_page_checksum=True)
+
+        write_file(self.folder / "data" / f"train-{numbers[0]:06d}-{numbers[-1]:06d}.parquet", write)
 
     def summary(self) -> dict:
-        """What the folder holds, when it is whole.
-
-        Returns:
-            `tasks`, their number; `groups`, group -> number of tasks; `accuracy` (held out) and `train_accuracy`, each
-            mean and standard deviation over the tasks; `losses`, step -> mean; `megabytes` of the shards.
+        """What the folder holds, when it is whole: `tasks`, their number; `groups`, group -> number of tasks;
+        `accuracy` (held out) and `train_accuracy`, each mean and standard deviation over the tasks; `losses`, step
+        -> mean; `megabytes` of the shards.
         """
         self.check_whole()
         names = [name for name in self.features if name not in ("classes", "support", "weights")]
@@ -196,27 +193,10 @@ class TrajectoryFolder:
         """Write the card anew, with a summary of the trajectories, which must be whole."""
         self._write_card(self.summary())
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-        revision: str | None = None,
-        commit_message: str = "Upload trajectories",
-    ) -> CommitInfo:
-        """Push the folder to a data set repository. Shards that the repository has and the folder has not go.
+    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None, **kwargs) -> CommitInfo:
+        """Push the whole folder to a data set repository, which is made if need be. Shards that only it has go.
 
-        Args:
-            repo_id (`str`): `user/name`; the repository is made if need be.
-            private (`bool`, *optional*): Whether a new repository is private.
-            token (`str`, *optional*): A token with write access; the saved one by default.
-            create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead of pushing.
-            revision (`str`, *optional*): The branch to push to; the main one by default.
-            commit_message (`str`, *optional*, defaults to `"Upload trajectories"`): The commit's.
-
-        Raises:
-            `ValueError`: when tasks are missing, see [`TrajectoryFolder.check_whole`].
+        `kwargs`, such as `create_pr`, `revision` and `commit_message`, are passed on to `HfApi.upload_folder`.
         """
         self.check_whole()
         api = HfApi(token=token)
@@ -226,25 +206,8 @@ class TrajectoryFolder:
             folder_path=self.folder,
             ignore_patterns="*.part",
             delete_patterns="data/*.parquet",
-            commit_message=commit_message,
-            create_pr=create_pr,
-            revision=revision,
+            **{"commit_message": "Upload trajectories"} | kwargs,
         )
-
-    def _append_table(self, table: pyarrow.Table) -> None:
-        numbers = table["task"].to_pylist()
-        if not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
-            raise ValueError(f"A shard holds tasks with successive numbers; got {numbers}.")
-        there = sorted(self.numbers.intersection(numbers))
-        if there:
-            raise ValueError(f"{self.folder} holds the tasks {there} already.")
-
-        def write(file: BinaryIO) -> None:
-            # Small row groups, because a stream reads them one at a time; floats have no use for a dictionary. The
-            # format's own checksums, because a flipped bit in a weight cannot be seen otherwise.
-            pyarrow.parquet.write_table(table, file, row_group_size=8, use_dictionary=False, write_page_checksum=True)
-
-        write_file(self.folder / "data" / f"train-{numbers[0]:06d}-{numbers[-1]:06d}.parquet", write)
 
     def _write_card(self, summary: dict | None) -> None:
         title, width = self.folder.resolve().name, self.features["weights"].shape[1]

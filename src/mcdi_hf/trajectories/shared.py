@@ -73,22 +73,11 @@ def train_shared_adapter(
     """Train one adapter on the episodes of many tasks, with the imprinted head (Snell et al. 2017) or a verbalizer.
 
     Every trajectory starts here, so that all of them lie in one basis, and it is the baseline that a generator has to
-    beat: one adapter for everybody.
+    beat: one adapter for everybody. Adam takes a step an episode of the `sampler`, any view of an example, with a
+    linear decay to zero. `scale` is the first sharpness of the head for features of variance 1; it is learnt along.
+    `seed` is that of the initialisation; `on_step` is called with the step and its loss.
 
-    Args:
-        stacked (`StackedLora`): The adapted layers.
-        examples (`EncodedExamples`): The data set that the sampler's rows point into; of several views any is taken.
-        sampler (`EpisodeSampler`): The training tasks.
-        num_steps (`int`, *optional*, defaults to 300): Episodes, one a step.
-        learning_rate (`float`, *optional*, defaults to 1e-3): Adam's, with a linear decay to zero.
-        scale (`float`, *optional*, defaults to 10.0): The first sharpness of the head for features of variance 1,
-            [`imprint_scale_for`] makes it that for the backbone's; it is learnt along.
-        seed (`int`, *optional*, defaults to 0): Of the initialisation.
-        on_step (`Callable`, *optional*): Called with the step and its loss.
-
-    Returns:
-        The adapter, key -> `(1, *shape)`, and the sharpness of the head that it was trained with (the first one with a
-        verbalizer).
+    Returned are the adapter, key -> `(1, *shape)`, and the sharpness of its head (the first one with a verbalizer).
     """
     start = initial_adapter(stacked.layout, seed)
     tensors = {key: value.to(stacked.device).requires_grad_() for key, value in start.items()}

@@ -43,16 +43,10 @@ def hold_folder(folder: Path, state: PartialState | Accelerator) -> Iterator[Non
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, total_limit: int | None) -> None:
-    """Write the state of a run to `checkpoint_STEP`, which is whole or not there. To be called on every process.
+    """Write the state of a run to `checkpoint_STEP`, which is whole or not there, and delete the oldest ones but
+    `total_limit`. To be called on every process.
 
-    Args:
-        accelerator (`Accelerator`): With everything that is registered for checkpointing.
-        folder (`Path`): Where the checkpoints lie.
-        step (`int`): The step of the run; a checkpoint of the same step is replaced.
-        total_limit (`int`, *optional*): How many to keep; the oldest ones go.
-
-    Raises:
-        `OSError`: when it cannot be written. The earlier ones are whole, and this one is not there.
+    An `OSError` says that it cannot be written. The earlier ones are whole then, and this one is not there.
     """
     place, part = folder / f"checkpoint_{step}", folder / ".part"
     if accelerator.is_main_process:
