@@ -65,6 +65,7 @@ class FrozenBackbone:
                 f"{' or '.join(HEAD_NAMES)}, found {heads or 'none'}."
             )
         self.model = model.eval().requires_grad_(False)
+        self.model_class = type(model).__name__  # what a user loads it with
         self.processor = processor
         self.name_or_path = name_or_path
         self.pooling = pooling
@@ -130,11 +131,6 @@ class FrozenBackbone:
         """What generators and adapters remember of it; [`FrozenBackbone.of`] loads it again."""
         names = ("name_or_path", "revision", "fingerprint", "pooling", "max_length", "model_class")
         return {name: getattr(self, name) for name in names}
-
-    @property
-    def model_class(self) -> str:
-        """The name of the class that a user loads the backbone with."""
-        return type(self.model).__name__
 
     def check(self, wanted: dict[str, Any]) -> None:
         """Refuse to be the backbone that a record asks for, if weights, pooling or class are others, naming both. A commit

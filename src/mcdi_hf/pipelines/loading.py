@@ -98,13 +98,16 @@ def check_pipeline_folder(pipeline_class: type, folder: Path, given: dict[str, A
         path = folder / name / kind.config_name
         kind, config = _read_config(path, _kinds(kind))
         if issubclass(kind, SchedulerMixin):
-            _check_scheduler(path, kind, config)
+            if type(steps := config.get("num_train_timesteps", 1)) is not int or not 1 <= steps <= MAX_TIMESTEPS:
+                raise ValueError(f"{path} has num_train_timesteps {steps!r}: expected 1 to {MAX_TIMESTEPS}.")
+            _make(path, kind, config)
             continue
         sets = _weight_sets(path.parent)
         if kind is AdapterCodec:
             layout = _check_codec(path, config, sets)
-        else:
-            _check_sizes(path, kind, config, layout)
+        sizes = MCDiDenoiser.sizes_of(layout) if kind is MCDiDenoiser else {"feature_dim": layout.feature_dim}
+        if kind is not AdapterCodec and (other := [size for size in sizes if config.get(size) != sizes[size]]):
+            raise ValueError(f"{path} has another {other[0]} than the codec's layout: they are not of one pipeline.")
         for files in sets:
             _check_weights(path, kind, config, files)
 
@@ -167,13 +170,6 @@ def _read_config(path: Path, kinds: tuple[type, ...]) -> tuple[type, dict[str, A
     return kind, config
 
 
-def _check_scheduler(path: Path, kind: type, config: dict[str, Any]) -> None:
-    steps = config.get("num_train_timesteps", 1)
-    if type(steps) is not int or not 1 <= steps <= MAX_TIMESTEPS:
-        raise ValueError(f"{path} has num_train_timesteps {steps!r}: expected 1 to {MAX_TIMESTEPS}.")
-    _make(path, kind, config)
-
-
 def _make(path: Path, kind: type, config: dict[str, Any]) -> Any:
     """A component from its config, without memory for its tensors."""
     try:
@@ -183,8 +179,8 @@ def _make(path: Path, kind: type, config: dict[str, Any]) -> Any:
         raise ValueError(f"{path} makes no {kind.__name__}: {type(error).__name__}: {error}") from error
 
 
-def _weight_sets(folder: Path) -> list[dict[str, Path]]:
-    """Every set of weights that a loader may take, one or one a variant: tensor -> its file."""
+def _weight_sets(folder: Path) -> list[dict[str, tuple[Path, tuple[int, ...]]]]:
+    """Every set of weights that a loader may take, one or one a variant: tensor -> its file and its shape."""
     sets = [[path] for path in sorted(folder.iterdir()) if WEIGHTS.fullmatch(path.name)]
     for index in sorted(folder.glob("diffusion_pytorch_model*.index*.json")):
         places = read_json(index).get("weight_map")
@@ -197,25 +193,20 @@ def _weight_sets(folder: Path) -> list[dict[str, Path]]:
         sets.append([folder / name for name in sorted(set(places.values()))])
     if not sets:
         raise FileNotFoundError(f"{folder} has no diffusion_pytorch_model.safetensors: get the whole pipeline again.")
-    return [{name: path for path in paths for name in _tensor_names(path)} for paths in sets]
+    return [{name: (path, shape) for path in paths for name, shape in _shapes(path).items()} for paths in sets]
 
 
-def _tensor_names(path: Path) -> list[str]:
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: get the whole pipeline again.")
     try:
         with safe_open(path, "pt") as file:
-            return list(file.keys())
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}. Expected safetensors; get the file again.") from error
 
 
-def _shape(path: Path, name: str) -> tuple[int, ...]:
-    with safe_open(path, "pt") as file:
-        return tuple(file.get_slice(name).get_shape())
-
-
-def _check_codec(path: Path, config: dict[str, Any], sets: list[dict[str, Path]]) -> AdapterLayout:
+def _check_codec(path: Path, config: dict[str, Any], sets: list[dict]) -> AdapterLayout:
     """The codec's layout, whose tokens are as many as there are statistics."""
     try:
         layout = AdapterLayout.from_dict(config.get("layout"))
@@ -231,7 +222,7 @@ def _check_codec(path: Path, config: dict[str, Any], sets: list[dict[str, Path]]
     # By arithmetic, since a forged layout may have more tokens than there is memory to list them.
     count = sum(math.ceil(math.prod(shape) / layout.token_dim) for shape in layout.lora_shapes.values())
     for files in sets:
-        found = _shape(files["mean"], "mean") if "mean" in files else None
+        _, found = files.get("mean", (path, None))
         if found != (count, layout.token_dim):
             raise ValueError(
                 f"{path} has a layout of {count} tokens of {layout.token_dim} numbers, but the mean beside it has the "
@@ -240,25 +231,16 @@ def _check_codec(path: Path, config: dict[str, Any], sets: list[dict[str, Path]]
     return layout
 
 
-def _check_sizes(path: Path, kind: type, config: dict[str, Any], layout: AdapterLayout) -> None:
-    """Refuse a denoiser or a task encoder for other adapters."""
-    sizes = MCDiDenoiser.sizes_of(layout) if kind is MCDiDenoiser else {"feature_dim": layout.feature_dim}
-    for name, expected in sizes.items():
-        if config.get(name) != expected:
-            raise ValueError(f"{path} has another {name} than the codec's layout: they are not of one pipeline.")
-
-
-def _check_weights(path: Path, kind: type, config: dict[str, Any], files: dict[str, Path]) -> None:
+def _check_weights(path: Path, kind: type, config: dict[str, Any], files: dict) -> None:
     """Refuse weights that are not those that the config asks for, or are not finite."""
     blocks = config.get("num_layers", 0)
     if type(blocks) is not int or blocks > len(files):
         raise ValueError(f"{path} has num_layers {blocks!r}, but there are {len(files)} tensors.")
     expected = {name: tuple(value.shape) for name, value in _make(path, kind, config).state_dict().items()}
     if different := sorted(files.keys() ^ expected.keys()):
-        where = files.get(different[0], path)
+        where, _ = files.get(different[0], (path, None))
         raise ValueError(f"{where} and {path.name} do not fit: only one of them has {different[0]!r}.")
-    for name, place in files.items():
-        found = _shape(place, name)
+    for name, (place, found) in files.items():
         if found != expected[name]:
             raise ValueError(f"{place} has {name} of shape {found}: expected {expected[name]}, see {path.name}.")
         with safe_open(place, "pt") as file:

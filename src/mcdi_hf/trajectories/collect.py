@@ -13,7 +13,6 @@ from ..adapters.stacked import StackedLora
 from ..data.encoded import EncodedExamples
 from ..data.episodes import SupportBatch, rows_and_labels, task_losses
 from ..data.tasks import Task
-from .sharpness import sam_perturbation
 
 
 # A batch of texts is passed in up to so many parts, each task's shortest texts first, so that few are padded to the
@@ -62,6 +61,15 @@ class TrajectorySettings:
     def target_steps(self) -> list[int]:
         """The steps after which a target is kept: `M / k, 2 M / k, ..., M`, rounded."""
         return [round(i * self.num_steps / self.num_targets) for i in range(1, self.num_targets + 1)]
+
+
+def sam_perturbation(gradients: list[torch.Tensor], rho: float) -> list[torch.Tensor]:
+    """The step uphill of sharpness-aware minimisation, `rho * g / |g|`, for every task of gradients `(N, *shape)` with
+    a norm over all tensors of its own (Foret et al. 2021, equation 2 with p = 2). A gradient of zero does not step.
+    """
+    norms = sum(value.flatten(1).square().sum(dim=1) for value in gradients).sqrt()
+    scales = rho / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+    return [value * scales.view(-1, *[1] * (value.ndim - 1)) for value in gradients]
 
 
 def part_size(examples: EncodedExamples, batch_size: int, num_tasks: int) -> int:
