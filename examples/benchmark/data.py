@@ -2,18 +2,18 @@
 
 import importlib.util
 from collections.abc import Callable, Hashable
-from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mcdi_hf import AdapterCodec, EpisodeSampler, LabelledRows, Source, StackedLora, Task
+from mcdi_hf import AdapterCodec, LabelledRows, Source, StackedLora, Task
 from mcdi_hf.adapters.head import head_logits
 from mcdi_hf.data.augmentation import augmented_views
 from mcdi_hf.data.episodes import SupportBatch, task_accuracies
 from mcdi_hf.data.sources import inputs_of, load_table
+from mcdi_hf.training.data import tasks_of_kind
 
 
 TASKS_AT_ONCE = 16
@@ -71,27 +71,6 @@ def shots_of(kind: str) -> int:
     return int(kind.rpartition("x")[2])
 
 
-def episodes(kind: str, rows: list[LabelledRows], queries: int, seed: int, count: int) -> list[Task]:
-    """Tasks of one kind: `WAYSxSHOTS` of any group, or `GROUP:WAYSxSHOTS` of one.
-
-    Args:
-        kind (`str`): The kind.
-        rows (`list[LabelledRows]`): Where supports come from and, if there are two, where queries do.
-        queries (`int`): Queries a class.
-        seed (`int`), count (`int`): Which tasks, and how many.
-    """
-    group, _, size = kind.rpartition(":")
-    ways, shots = map(int, size.split("x"))
-    if group:
-        if missing := [list(one.groups) for one in rows if group not in one.groups]:
-            raise ValueError(f"There are no tasks {kind!r}: expected one of the groups {missing[0]}.")
-        rows = [copy(one) for one in rows]
-        for one in rows:
-            one.groups = {group: one.groups[group]}
-    sampler = EpisodeSampler(rows[0], (ways, ways), (shots, shots), queries, seed, rows[1] if rows[1:] else None)
-    return [sampler[number] for number in range(count)]
-
-
 class Memory:
     """Keeps what is made once."""
 
@@ -138,7 +117,7 @@ class Split(Memory):
         self.examples = stacked.encode(inputs, num_views=views, cache_dir=cache_dir)
 
     def tasks(self, kind: str, seed: int, count: int) -> list[Task]:
-        return episodes(kind, self.rows, 5, seed, count)
+        return tasks_of_kind(kind, *self.rows, seed=seed, count=count)
 
     def inputs(self, rows: list[int]) -> list:
         """Texts, pairs of texts or images of some rows."""

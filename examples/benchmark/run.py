@@ -11,6 +11,7 @@ it stopped. It writes OUTPUT_DIR/NAME.json with the accuracy of every episode; r
 import argparse
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import Sizes, shots_of
+from data import Sizes, Split, shots_of
 from fold import Fold
 from generators import ROOT, Generator, fingerprint, generators_of
 from memorisation import BETWEEN, memorised
@@ -130,7 +131,7 @@ class Experiment:
         }
         sealed.choose("times", lambda: seconds_to_adapter(split, fold, timed, task, seed))
 
-    def _choice(self, method: Method, split: Any, fold: Fold, shots: int) -> dict:
+    def _choice(self, method: Method, split: Split, fold: Fold, shots: int) -> dict:
         """The setting of the highest mean accuracy on validation tasks of so many shots, and all that was tried."""
         settings = method.settings(split, fold, shots)
         if len(settings) > MOST_SETTINGS:
@@ -144,15 +145,18 @@ class Experiment:
         best = max(tried, key=lambda one: one["accuracy"], default={"setting": None})
         return {"best": best["setting"], "tried": tried}
 
+    @property
+    def _plans(self) -> list[tuple[Generator, int, str]]:
+        """What is measured one after the other: a fold, a training seed, a kind of tasks."""
+        return [(own, seed, kind) for own in self.generators for seed in own.seeds for kind in self.config["kinds"]]
+
     def _test(self, generator: Generator, sealed: Sealed) -> None:
         """Draw the test tasks of every seed and kind of a fold, once, and judge all methods on them."""
-        plans = [(seed, kind) for seed in generator.seeds for kind in self.config["kinds"]]
-        if all(plan_name(generator.fold, *plan) in sealed.results for plan in plans):
-            return
-        fold = Fold(generator, self.config, self.sizes, self.args)
-        for seed, kind in tqdm(plans, desc=f"{self.name}, {generator.fold}: test"):
+        plans = [plan for plan in self._plans if plan[0] is generator and plan_name(*plan) not in sealed.results]
+        fold = Fold(generator, self.config, self.sizes, self.args) if plans else None
+        for _, seed, kind in tqdm(plans, desc=f"{self.name}, {generator.fold}: test"):
             sealed.measure(
-                plan_name(generator.fold, seed, kind),
+                plan_name(generator, seed, kind),
                 lambda: fold.split("test").tasks(kind, TEST_SEED + seed, self.sizes.episodes),
                 lambda tasks: self._judge(fold, tasks, seed, kind, sealed),
             )
@@ -164,7 +168,7 @@ class Experiment:
             if own := tasks[: method.episodes(self.sizes, tasks[0])]:
                 found = method.accuracies(split, fold, own, seed, setting_of(sealed, name, shots_of(kind)))
                 accuracy[name] = [round(one, 4) for one in found]
-        found = {"group": f"{fold.generator.fold}-{seed}", "kind": kind, "accuracy": accuracy, "memorisation": {}}
+        found = {"accuracy": accuracy, "memorisation": {}}
         if NOISED.name in accuracy:
             scale = setting_of(sealed, NOISED.name, shots_of(kind))
             found["memorisation"] = memorised(split, fold, tasks[:16], seed, scale)
@@ -176,14 +180,16 @@ class Experiment:
     def _results(self, sealed: Sealed) -> dict:
         """What the result file holds."""
         accuracy, memorisation, folds = {name: {} for name in self.methods}, {}, set()
-        for found in sealed.results.values():
+        for generator, seed, kind in self._plans:
+            found = sealed.results[plan_name(generator, seed, kind)]
             for name, own in found["accuracy"].items():
-                accuracy[name].setdefault(found["kind"], {})[found["group"]] = own
-            fold = found["group"].rpartition("-")[0]
+                accuracy[name].setdefault(kind, {})[f"{generator.fold}-{seed}"] = own
             for name, own in found["memorisation"].items():
-                if name != BETWEEN or fold not in folds:  # training adapters are a fold's, whatever the tasks
+                if (
+                    name != BETWEEN or generator.fold not in folds
+                ):  # training adapters are a fold's, whatever the tasks
                     memorisation.setdefault(name, []).extend(own)
-            folds.add(fold)
+            folds.add(generator.fold)
         choices = {
             name: {"best": one["best"], "tried": len(one["tried"])}
             for name, one in sealed.choices.items()
@@ -230,9 +236,9 @@ def setting_of(sealed: Sealed, method: str, shots: int) -> Any:
     return sealed.choices.get(choice_name(method, shots), {"best": None})["best"]
 
 
-def plan_name(fold: str, seed: int, kind: str) -> str:
+def plan_name(generator: Generator, seed: int, kind: str) -> str:
     """The name of a file with the results of some test tasks."""
-    return f"{fold} {seed} {kind}".replace(":", " ").replace("/", " ").replace(" ", "_")
+    return re.sub(r"[:/ ]", "_", f"{generator.fold}-{seed}-{kind}")
 
 
 def arguments() -> argparse.Namespace:
