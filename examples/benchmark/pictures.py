@@ -1,7 +1,6 @@
 """The benchmark in one picture: accuracy against the time to an adapter."""
 
 import textwrap
-from pathlib import Path
 
 import matplotlib
 from intervals import bootstrap_interval
@@ -10,6 +9,7 @@ from methods import MAIN, METHODS
 
 matplotlib.use("Agg")  # no window
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 
 COLUMNS = 4
@@ -31,7 +31,7 @@ LOOKS = {
 }
 
 
-def time_picture(experiments: list[dict], path: Path) -> None:
+def time_picture(experiments: list[dict]) -> Figure:
     """A panel for each experiment, a point for each method, with the interval of the tables."""
     rows = -(-len(experiments) // COLUMNS)
     figure, axes = plt.subplots(
@@ -65,6 +65,4 @@ def time_picture(experiments: list[dict], path: Path) -> None:
     figure.supxlabel("seconds from examples to adapter (log axis)")
     figure.supylabel("accuracy, % (bars: 95 % interval)")
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    return figure

@@ -231,7 +231,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results.md")
     args = parser.parse_args()
     experiments = read_results(args.results_dir)
-    time_picture(experiments, args.output.parent / "images" / "benchmark_time.png")
+    images = args.output.parent / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    time_picture(experiments).savefig(images / "benchmark_time.png", dpi=80)
     args.output.write_text(page(experiments, "images/benchmark_time.png"))
 
 
