@@ -3,7 +3,7 @@
     python examples/benchmark/report.py
 
 reads every experiment's result in examples/benchmark/results and writes docs/results.md with its picture. Every number is
-computed from the accuracies of single episodes, and every interval by [`bootstrap_interval`].
+computed from the accuracies of single episodes, and every interval by [`bootstrap_interval`], in tables and picture alike.
 """
 
 import argparse
@@ -16,6 +16,8 @@ from intervals import LEVEL, RESAMPLES, Estimate, Groups, bootstrap_interval, pa
 from memorisation import BETWEEN, NEW, NOISED_COPY, OVERLAP
 from methods import GROUPS, MAIN, METHODS
 from pictures import time_picture
+
+from mcdi_hf.utils.files import write_file
 
 
 ROOT = Path(__file__).parents[2]
@@ -214,7 +216,12 @@ def page(experiments: list[dict], picture: str) -> str:
     """The page: Markdown with a link to the picture, which lies at `picture` seen from the page."""
     about = markdown_table(["method", "what it is"], [[name_text(n), method.about] for n, method in METHODS.items()])
     parts = ["# The benchmark", "Made by `python examples/benchmark/report.py`.", *summary(experiments)]
-    parts += [f"![Accuracy against the time to an adapter]({picture})", "## How to read it", READING.rstrip(), about]
+    parts += [
+        f"![Differences from Mc-Di against the time to an adapter]({picture})",
+        "## How to read it",
+        READING.rstrip(),
+        about,
+    ]
     for family, title in FAMILIES.items():
         own = [results for results in experiments if results["family"] == family]
         parts += [f"## {title}"] if own else []
@@ -234,7 +241,8 @@ def main() -> None:
     images = args.output.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
     time_picture(experiments).savefig(images / "benchmark_time.png", dpi=80)
-    args.output.write_text(page(experiments, "images/benchmark_time.png"))
+    text = page(experiments, "images/benchmark_time.png")
+    write_file(args.output, lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":

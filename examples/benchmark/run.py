@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,10 @@ def read_config(path: Path) -> dict:
         raise ValueError(f"{path} has {unknown}: expected some of {sorted(KNOWN)}.")
     if ("generator" in config) == ("pipeline" in config):
         raise ValueError(f"{path}: expected either a generator to train or a released pipeline.")
-    if unknown := sorted(set(config.get("methods", [])) - set(METHODS)):
-        raise ValueError(f"{path} has the methods {unknown}: expected some of {list(METHODS)}.")
+    sizes = [field.name for field in fields(Sizes)]
+    for what, known in {"methods": list(METHODS), "sizes": sizes}.items():
+        if unknown := sorted(set(config.get(what, [])) - set(known)):
+            raise ValueError(f"{path} has the {what} {unknown}: expected some of {known}.")
     shots, tuned = ({shots_of(kind) for kind in config[name]} for name in ("kinds", "validation_kinds"))
     if missing := sorted(shots - tuned):
         raise ValueError(
@@ -185,9 +187,8 @@ class Experiment:
             for name, own in found["accuracy"].items():
                 accuracy[name].setdefault(kind, {})[f"{generator.fold}-{seed}"] = own
             for name, own in found["memorisation"].items():
-                if (
-                    name != BETWEEN or generator.fold not in folds
-                ):  # training adapters are a fold's, whatever the tasks
+                # distances between training adapters are a fold's, whatever the tasks
+                if name != BETWEEN or generator.fold not in folds:
                     memorisation.setdefault(name, []).extend(own)
             folds.add(generator.fold)
         choices = {

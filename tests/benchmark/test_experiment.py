@@ -85,6 +85,7 @@ def test_domains_that_were_trained_on_are_no_test(smoke: argparse.Namespace) -> 
         ({"methods": ["Mc-Di", "guessing"]}, r"has the methods \['guessing'\]: expected some of"),
         ({"pipeline": "model_cards/mcdi-minilm-text"}, "either a generator to train or a released pipeline"),
         ({"sizs": {}}, r"has \['sizs'\]: expected some of"),
+        ({"sizes": {"episode": 3}}, r"has the sizes \['episode'\]: expected some of \['episodes'"),
         ({"split": None}, r"has no \['split'\]"),
     ],
 )
