@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, get_scheduler
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, ExportableState
 
 from ..backbones.frozen import FrozenBackbone
@@ -60,17 +59,17 @@ class _Progress:
     """What a checkpoint keeps beside weights: the step, the best validation, the curve, and what callbacks count."""
 
     def __init__(self, state: TrainerState, callbacks: list[TrainerCallback]) -> None:
-        self.state, self.callbacks = state, [one for one in callbacks if isinstance(one, ExportableState)]
+        self.state = state
+        self.callbacks = {type(one).__name__: one for one in callbacks if isinstance(one, ExportableState)}
 
     def state_dict(self) -> dict:
-        state, own = self.state, [one.state()["attributes"] for one in self.callbacks]
-        return {"step": state.global_step, "best": state.best_metric, "curve": state.log_history, "callbacks": own}
+        kept = {name: getattr(self.state, name) for name in ("global_step", "best_metric", "log_history")}
+        return kept | {"callbacks": {name: one.state()["attributes"] for name, one in self.callbacks.items()}}
 
     def load_state_dict(self, kept: dict) -> None:
-        self.state.global_step, self.state.best_metric = kept["step"], kept["best"]
-        self.state.log_history = kept["curve"]
-        for callback, own in zip(self.callbacks, kept["callbacks"], strict=True):
-            vars(callback).update(own)
+        for name, callback in self.callbacks.items():
+            vars(callback).update(kept["callbacks"].get(name, {}))
+        vars(self.state).update({name: value for name, value in kept.items() if name != "callbacks"})
 
 
 class MCDiTrainer:
@@ -102,7 +101,9 @@ class MCDiTrainer:
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.args = args
-        place = args.trajectories if trajectories is None else getattr(trajectories, "folder", trajectories)
+        place = (
+            trajectories.folder if isinstance(trajectories, TrajectoryFolder) else trajectories or args.trajectories
+        )
         if place is None:
             raise ValueError("There are no trajectories: give a folder or a Hub id, here or in the arguments.")
         self.accelerator = Accelerator(
@@ -120,26 +121,24 @@ class MCDiTrainer:
         self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False).train()
         outer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[args.outer_optimizer]
         optimizer = outer(self.model.parameters(), lr=args.learning_rate)
-        processes = self.accelerator.num_processes
-        schedule = get_scheduler(
-            args.lr_scheduler,
-            optimizer,
-            num_warmup_steps=args.lr_warmup_steps * processes,
-            num_training_steps=args.max_train_steps * processes,
-        )
+        # Accelerate's schedule steps once for each process.
+        steps = [count * self.accelerator.num_processes for count in (args.lr_warmup_steps, args.max_train_steps)]
+        schedule = get_scheduler(args.lr_scheduler, optimizer, *steps)
         self.optimizer, self.schedule = self.accelerator.prepare(optimizer, schedule)
         self.ema = EMAModel(self.model.parameters(), decay=args.ema_decay)
-        self.task_loss = self._task_loss()
-        self.control, self.state = (
-            TrainerControl(),
-            TrainerState(
-                max_steps=args.max_train_steps,
-                logging_steps=1,
-                eval_steps=args.validation_steps,
-                save_steps=args.checkpointing_steps,
-                is_local_process_zero=self.accelerator.is_local_main_process,
-                is_world_process_zero=self.accelerator.is_main_process,
-            ),
+        scheduler = copy.deepcopy(self.pipe.scheduler)
+        scheduler.set_timesteps(args.num_inference_steps)
+        table, noise = self.data.train, self.data.batches.noise
+        seen = table.examples, table.features, args.imprint_from, noise
+        self.task_loss = TaskLoss(self.data.stacked, self.pipe.codec, scheduler, *seen)
+        self.control = TrainerControl()
+        self.state = TrainerState(
+            max_steps=args.max_train_steps,
+            logging_steps=1,
+            eval_steps=args.validation_steps,
+            save_steps=args.checkpointing_steps,
+            is_local_process_zero=self.accelerator.is_local_main_process,
+            is_world_process_zero=self.accelerator.is_main_process,
         )
         own = [_Flow(), *(callbacks or [])]
         self.callbacks = CallbackHandler(own, self.model, None, self.optimizer, self.schedule)
@@ -262,14 +261,14 @@ class MCDiTrainer:
             self._note({"strength": strength} | scores | diagnostics)
         best = max(found, key=lambda strength: found[strength][0])
         accuracy, scores = found[best]
-        if (state.best_metric is None or accuracy > state.best_metric) and self.accelerator.is_main_process:
+        improved = state.best_metric is None or accuracy > state.best_metric
+        if improved and self.accelerator.is_main_process:
             self.pipe.register_to_config(strength=best)
             self.pipe.save_pretrained(args.output_dir / "pipeline")
         metrics = {"accuracy": accuracy, "strength": best} | scores | diagnostics
         self._call("on_evaluate", metrics={f"eval_{name}": value for name, value in metrics.items()})
-        # After the callbacks, which hold what was found against the best before.
-        if state.best_metric is None or accuracy > state.best_metric:
-            state.best_metric, state.best_global_step = accuracy, state.global_step
+        if improved:  # after the callbacks, which hold what was found against the best before
+            state.best_metric = accuracy
         self.model.train()
         self.ema.restore(self.model.parameters())
         if largest := {name: norm for name, norm in diagnostics.items() if not norm < LARGEST_NORM}:
@@ -290,14 +289,6 @@ class MCDiTrainer:
             tqdm.write(json.dumps(self.state.log_history[-1]))
             text = json.dumps(self.state.log_history, indent=1)
             write_file(self.args.output_dir / "curve.json", lambda file: file.write(text.encode()))
-
-    def _task_loss(self) -> TaskLoss:
-        data, scheduler = self.data, copy.deepcopy(self.pipe.scheduler)
-        scheduler.set_timesteps(self.args.num_inference_steps)
-        table, noise = data.train, data.batches.noise
-        return TaskLoss(
-            data.stacked, self.pipe.codec, scheduler, table.examples, table.features, self.args.imprint_from, noise
-        )
 
     def _own_task_loss(self, model: torch.nn.Module) -> torch.Tensor:
         """This process's share of the weighted task loss on tasks that no step before had."""
@@ -321,20 +312,14 @@ def build_pipeline(args: MCDiTrainingArguments, data: TrainingData) -> MCDiPipel
     task_encoder = TaskEncoder(feature_dim=layout.feature_dim, dim=args.dim)
     denoiser = MCDiDenoiser.from_layout(layout, cond_dim=args.dim, dim=args.dim, num_layers=args.num_layers)
     segments = {"num_segments": data.description["settings"]["num_targets"]} | OBJECTIVES[args.objective]
-    scheduler = LocalConsistencyScheduler(
-        num_train_timesteps=args.num_train_timesteps,
-        prediction_type=args.prediction_type,
-        loss_weighting=args.loss_weighting,
-        **segments,
-    )
+    kept = ("num_train_timesteps", "prediction_type", "loss_weighting")
+    scheduler = LocalConsistencyScheduler(**{name: getattr(args, name) for name in kept}, **segments)
     pipe = MCDiPipeline(
         denoiser,
         task_encoder,
         copy.deepcopy(data.codec),  # the batches are made on the CPU, wherever the pipeline is
         scheduler,
-        num_inference_steps=args.num_inference_steps,
-        imprint_from=args.imprint_from,
-        support_views=args.support_views,
+        **{name: getattr(args, name) for name in ("num_inference_steps", "imprint_from", "support_views")},
         trained_ways=data.description["tasks"]["ways"],
         trained_shots=args.shots,
     )

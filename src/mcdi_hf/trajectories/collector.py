@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from dataclasses import asdict
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -95,7 +96,9 @@ class TrajectoryCollector:
                 place, layout = args.output_dir / "trajectories", self.codec.layout
                 folder = TrajectoryFolder.create(place, layout, args.ways[1], description)
             state.wait_for_everyone()
-            stacks = missing_stacks(folder.numbers, args.num_tasks, stack_size)
+            # The same stacks whatever was interrupted, and on however many processes.
+            missing = sorted(set(range(args.num_tasks)) - folder.numbers)
+            stacks = [list(stack) for _, stack in groupby(missing, lambda number: number // stack_size)]
             state.wait_for_everyone()  # every process has read what is there before one of them writes
             features = None
             if not self.stacked.backbone.is_causal_lm:  # verbalizers need none
@@ -178,14 +181,12 @@ class TrajectoryCollector:
         return tensors, tensors.pop("imprint_scale").item()
 
     def _train_shared_start(self, examples: EncodedExamples) -> dict[str, torch.Tensor]:
-        args = self.args
+        args, steps = self.args, self.args.shared_steps
         sampler = EpisodeSampler(self.rows, tuple(args.ways), tuple(args.shared_shots), 5, args.seed)
-        steps, rate = args.shared_steps, args.shared_learning_rate
         with self._bar("shared start", steps, "step") as bar:
-            tensors, scale = train_shared_adapter(
-                self.stacked, examples, sampler, steps, rate, seed=args.seed, on_step=lambda *_: bar.update()
-            )
-        return {key: value.cpu() for key, value in tensors.items()} | {"imprint_scale": torch.tensor(scale)}
+            settings = {"seed": args.seed, "on_step": lambda *_: bar.update()}
+            made = train_shared_adapter(self.stacked, examples, sampler, steps, args.shared_learning_rate, **settings)
+        return {key: value.cpu() for key, value in made[0].items()} | {"imprint_scale": torch.tensor(made[1])}
 
     def _data_bytes(self) -> int:
         """The size of the whole data set on disk."""
@@ -202,14 +203,6 @@ class TrajectoryCollector:
             raise OSError(
                 f"{existing} has {free / 1e6:.0f} MB left; the trajectories need {needed / 1e6:.0f} MB more."
             )
-
-
-def missing_stacks(numbers: set[int], num_tasks: int, stack_size: int) -> list[list[int]]:
-    """The stacks that are still to be computed: the same ones whatever was interrupted, and in whatever order."""
-    stacks: dict[int, list[int]] = {}
-    for number in sorted(set(range(num_tasks)) - numbers):
-        stacks.setdefault(number // stack_size, []).append(number)
-    return list(stacks.values())
 
 
 def _other_domains(sources: list[Source], held_out: list[str]) -> list[str]:

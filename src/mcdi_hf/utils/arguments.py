@@ -69,8 +69,9 @@ def _read(kind: Any, value: Any, name: str) -> Any:
         return Path(value)
     if kind is float and type(value) is int:
         return float(value)
-    if value in get_args(kind) if get_origin(kind) is Literal else type(kind) is type and isinstance(value, kind):
+    one_of = list(get_args(kind)) if get_origin(kind) is Literal else None
+    if value in one_of if one_of else type(kind) is type and isinstance(value, kind):
         if kind is not int or type(value) is not bool:
             return value
-    expected = f"one of {list(get_args(kind))}" if get_origin(kind) is Literal else getattr(kind, "__name__", kind)
+    expected = f"one of {one_of}" if one_of else kind.__name__ if type(kind) is type else kind
     raise ValueError(f"{name} is {value!r}: expected {expected}.")

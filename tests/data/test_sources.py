@@ -1,7 +1,6 @@
-"""The examples' data sets as one table, on small data sets in the shape of the Hub."""
+"""Sources of tasks as one table, on small data sets in the shape of the Hub."""
 
 import json
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,23 +8,15 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
+from scripts import EXAMPLES, write_split
 from tiny import tiny_dataset, tiny_image_dataset
 
-from mcdi_hf import EpisodeSampler, LabelledRows
+from mcdi_hf import EpisodeSampler, LabelledRows, Source, read_mixture
+from mcdi_hf.data.sources import inputs_of, load_table, sources_of
 from mcdi_hf.data.tasks import check_disjoint
 
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.append(str(EXAMPLES))
-from data import Source, inputs_of, load_table, read_mixture, sources_of, write_whole  # noqa: E402
-
-
 SENTIMENT, PARAPHRASE = ["negative", "positive"], ["different", "same"]
-
-
-def write_split(folder: Path, split: str, dataset: Dataset) -> None:
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    dataset.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
 
 
 def write_texts(folder: Path, split: str, columns: dict, **names: list[str]) -> None:
@@ -227,37 +218,37 @@ def test_a_bad_source_is_refused(values: dict, message: str) -> None:
 
 
 def test_a_mixture_is_looked_up_under_the_root(root: Path) -> None:
-    path = EXAMPLES / "mixtures" / "binary.json"
-    names = ["sst2", "cr", "mpqa", "subj", "fdu_mtl", "mrpc", "rte", "cola"]
-    assert [source.dataset_name for source in read_mixture(path)] == names
-    for path in path.parent.iterdir():
-        assert read_mixture(path)
-    path = EXAMPLES / "mixtures" / "binary.json"
-    with pytest.raises(ValueError, match=r"has no folder \['sst2'.*it has \['films', 'glyphs', 'pairs'"):
-        read_mixture(path, root)
+    path = root / "mixture.json"
+    path.write_text(json.dumps([{"dataset_name": "films"}, {"dataset_name": "sst2"}]))
+    assert [source.dataset_name for source in read_mixture(str(path))] == ["films", "sst2"]
+    with pytest.raises(ValueError, match=r"has no folder \['sst2'\]; it has \['films', 'glyphs', 'mixture.json', 'pa"):
+        read_mixture(path, str(root))
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "mixtures").glob("*.json")), ids=lambda path: path.stem)
+def test_the_mixtures_of_the_examples_are_read(path: Path) -> None:
+    assert read_mixture(path)
 
 
 def test_one_moved_source_is_found_and_several_are_not(mixture: list[Source]) -> None:
     description = json.loads(json.dumps({"sources": [asdict(source) for source in mixture]}))
     assert sources_of(description, None) == mixture
-    with pytest.raises(ValueError, match="come of 3 data sets.*leave it out"):
+    with pytest.raises(ValueError, match="are of 3 data sets.*not of one: name all sources"):
         sources_of(description, "elsewhere")
     description["sources"] = description["sources"][1:2]
     expected = Source("elsewhere", "same", ("one", "two"), name="pairs", splits={"validation": "dev"})
     assert sources_of(description, "elsewhere") == [expected]
 
 
-def test_what_a_killed_run_left_is_not_kept(tmp_path: Path) -> None:
-    def write(folder: Path) -> None:
-        folder.mkdir()
-        (folder / "new").write_text("whole")
-
-    for stale in (tmp_path / "out.part", tmp_path / "out"):
-        stale.mkdir()
-        (stale / "old").write_text("half")
-    write_whole(tmp_path / "out", write)
-    assert {path.name for path in tmp_path.iterdir()} == {"out"}
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
-    (tmp_path / "file.part").write_text("half a file")
-    write_whole(tmp_path / "file", lambda part: part.touch(exist_ok=False))
-    assert (tmp_path / "file").read_text() == "" and not (tmp_path / "file.part").exists()
+def test_all_moved_sources_are_found_and_others_refused(mixture: list[Source]) -> None:
+    description = json.loads(json.dumps({"sources": [asdict(source) for source in mixture]}))
+    moved = [replace(source, dataset_name=f"{index}", name=f"{index}") for index, source in enumerate(mixture)]
+    found = sources_of(description, moved)
+    assert [(source.dataset_name, source.name) for source in found] == [
+        ("0", "films"),
+        ("1", "pairs"),
+        ("2", "reviews"),
+    ]
+    for others in (moved[:2], moved[::-1], [replace(moved[0], max_rows=2), *moved[1:]]):
+        with pytest.raises(ValueError, match="expected the same columns"):
+            sources_of(description, others)
