@@ -98,10 +98,10 @@ def test_help_shows_every_argument_with_its_default(kind: type, capsys: pytest.C
     with pytest.raises(SystemExit):
         parse_arguments(kind, description="", args=["--help"])
     shown = capsys.readouterr().out.split("\n  --")[1:]
-    shown = {text.split()[0].strip(","): " ".join(text.split()) for text in shown}
+    shown = {text.split()[0].strip(","): "".join(text.split()) for text in shown}
     made = kind("out")
     for field in fields(kind):
-        default = "" if field.name == "output_dir" else f"(default: {getattr(made, field.name)})"
+        default = "" if field.name == "output_dir" else f"(default: {getattr(made, field.name)})".replace(" ", "")
         assert shown[field.name].endswith(default), field.name
 
 
