@@ -2,9 +2,12 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import pytest
+import report
+import run
 from data import Split, sources_below
 from datasets import ClassLabel, Dataset, Features, Value
 from fold import Fold
@@ -54,6 +57,25 @@ def test_a_run_goes_on_where_it_stopped(smoke: argparse.Namespace) -> None:
     assert {name: one for name, one in again.items() if name != "spent"} == {
         name: one for name, one in smoke.results.items() if name != "spent"
     }
+
+
+def test_the_commands_make_results_and_their_page(
+    smoke: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder = smoke.data_root
+    monkeypatch.setattr(sys, "argv", ["run.py", "--smoke", "--data_root", str(folder)])
+    run.main()
+    results = json.loads((folder / "results" / "smoke.json").read_text())
+    assert results["accuracy"] == smoke.results["accuracy"] and "smoke.json" in capsys.readouterr().out
+    output = folder / "docs" / "results.md"
+    command = ["report.py", "--results_dir", str(folder / "results"), "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", command)
+    report.main()
+    assert "### Words of a domain" in output.read_text() and (folder / "docs" / "images").is_dir()
+    monkeypatch.setattr(sys, "argv", ["run.py", "--config", "any.json"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "--config and --data_root are needed, or --smoke" in capsys.readouterr().err
 
 
 def test_other_sizes_and_another_recipe_are_refused(smoke: argparse.Namespace) -> None:
