@@ -155,8 +155,8 @@ class Split(Memory):
     def imprinted(self, tensors: Tensors, tasks: list[Task], scale: float) -> list[float]:
         """The accuracy of LoRA matrices, key -> `(tasks, *shape)`, with heads that need no training.
 
-        They are imprinted from what each adapter makes of its support, with a sharpness `scale`; a language model's are
-        its verbalizers.
+        They are imprinted from what each adapter makes of its support, with a sharpness `scale`; a language model's
+        are its verbalizers.
         """
         found = []
         for first in range(0, len(tasks), TASKS_AT_ONCE):

@@ -33,7 +33,7 @@ class Generator:
         fold (`str`): What was left out of training.
         folder (`Path`): Where all that is made of them lies.
         backbone (`str`): The folder of the backbone.
-        pipelines (`dict`): `(objective, seed)` -> a pipeline's folder. The seeds of a released one draw episodes and noise.
+        pipelines (`dict`): `(objective, seed)` -> a pipeline's folder. A released one has seeds for episodes and noise.
         trajectories (`str`, *optional*): A folder, for methods that learn from the training tasks, too.
         validation_domains, test_domains (`list[str]`): What is left out of training.
         recipe (`dict`): What to train them with; a released pipeline's is empty.
@@ -109,8 +109,8 @@ def generators_of(config: dict, folder: Path, args: argparse.Namespace) -> list[
     """The generators of an experiment, one a fold.
 
     Args:
-        config (`dict`): The experiment's, with a `generator`, the file of a recipe beside it, or a `pipeline`, a folder in
-            the repository, and optionally its `trajectories`, a folder below the runs' root.
+        config (`dict`): The experiment's, with a `generator`, the file of a recipe beside it, or a `pipeline`, a
+            folder in the repository, and optionally its `trajectories`, a folder below the runs' root.
         folder (`Path`): Where the config lies.
         args (`argparse.Namespace`): The command's `runs_root` and `backbones_root`.
     """

@@ -1,7 +1,7 @@
 """What accuracies of episodes say: the one interval of tables and pictures, paired differences, the spread over seeds.
 
-Episodes come in groups, one for each generator that was trained: the group's name is `"FOLD-SEED"`, the fold being what
-was left out of training. A group's values are in the order of its episodes.
+Episodes come in groups, one for each generator that was trained: the group's name is `"FOLD-SEED"`, the fold being
+what was left out of training. A group's values are in the order of its episodes.
 """
 
 import math
@@ -54,13 +54,13 @@ class Estimate:
 def bootstrap_interval(groups: Groups, seed: int = 0) -> Estimate:
     """The mean over episodes and its 95 % percentile bootstrap interval, stratified by group.
 
-    Episodes are drawn anew inside each group, never across: groups are the few generators that were trained, and how far
-    their levels lie apart is no noise of the mean. So the interval is about new episodes for these generators; what
-    another training would change is [`seed_deviation`]'s to say.
+    Episodes are drawn anew inside each group, never across: groups are the few generators that were trained, and how
+    far their levels lie apart is no noise of the mean. So the interval is about new episodes for these generators;
+    what another training would change is [`seed_deviation`]'s to say.
 
     A group of `n` drawn with replacement spreads by `(n - 1) / n` too little; its drawn means are moved away from its
-    mean to make up for that (the rescaled bootstrap of survey statistics). Where a group has one episode only, all groups
-    are drawn from together, which errs towards wide.
+    mean to make up for that (the rescaled bootstrap of survey statistics). Where a group has one episode only, all
+    groups are drawn from together, which errs towards wide.
 
     Args:
         groups (`dict[str, list[float]]`): Group -> a value an episode.
@@ -101,7 +101,7 @@ def paired_difference(own: Groups, other: Groups, seed: int = 0) -> Estimate:
 
 
 def seed_deviation(groups: Groups) -> float:
-    """The standard deviation over training seeds, each being the mean over its folds; the noise of episodes is part of it.
+    """The standard deviation over training seeds, each the mean over its folds; noise of episodes is part of it.
 
     Raises:
         `ValueError`: when a group's name has no seed or there are less than two, besides the reasons of

@@ -51,10 +51,10 @@ def weight_distances(
 ) -> torch.Tensor:
     """How far the updates `scaling * B @ A` of adapters are apart.
 
-    The factors say nothing by themselves: `R A` and `B R^-1` are the same update. The distance is Frobenius's, over all
-    modules together. The products are never made, since `<B1 A1, B2 A2> = sum((B1^T B2) * (A1 A2^T))` takes two products
-    of the size of the rank. It is computed in float64, as the squares of two close adapters all but cancel: distances
-    below some 1e-7 of the updates' own norm are noise.
+    The factors say nothing by themselves: `R A` and `B R^-1` are the same update. The distance is Frobenius's, over
+    all modules together. The products are never made, since `<B1 A1, B2 A2> = sum((B1^T B2) * (A1 A2^T))` takes two
+    products of the size of the rank. It is computed in float64, as the squares of two close adapters all but cancel:
+    distances below some 1e-7 of the updates' own norm are noise.
 
     Args:
         layout (`AdapterLayout`): The adapters' layout.
@@ -79,8 +79,8 @@ def weight_distances(
 def error_overlap(first_right: torch.Tensor, second_right: torch.Tensor, mask: torch.Tensor) -> list[float | None]:
     """How far two classifiers err on the same queries: both wrong over either wrong, for each task.
 
-    1 says that they make the same mistakes, 0 that they share none. Where neither errs the ratio says nothing, so it is
-    `None` and not a number that a mean would take for an answer.
+    1 says that they make the same mistakes, 0 that they share none. Where neither errs the ratio says nothing, so it
+    is `None` and not a number that a mean would take for an answer.
 
     Args:
         first_right, second_right (`bool` tensors of shape `(tasks, queries)`): Which answers are right.

@@ -1,9 +1,11 @@
 """Make a smaller backbone of an image model: its lower layers, on smaller images.
 
-    python examples/benchmark/prepare_backbone.py dinov2-small-focus backbones/dinov2-small-focus-84px --num_layers 8 --image_size 84
+    python examples/benchmark/prepare_backbone.py dinov2-small-focus DATA/dinov2-small-focus-84px \\
+        --num_layers 8 --image_size 84
 
-A ViT's position embeddings are interpolated to the size of its images, so a model of 224 pixels reads 84, at a seventh of
-the cost. Layers above `--num_layers` are left out: of a model that was fine-tuned for pixels they know little of classes.
+A ViT's position embeddings are interpolated to the size of its images, so a model of 224 pixels reads 84, at a seventh
+of the cost. Layers above `--num_layers` are left out: of a model that was fine-tuned for pixels they know little of
+classes.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
     python examples/benchmark/report.py
 
-reads every experiment's result in examples/benchmark/results and writes docs/results.md with its picture. Every number is
-computed from the accuracies of single episodes, and every interval by [`bootstrap_interval`], in tables and picture alike.
+reads every experiment's result in examples/benchmark/results and writes docs/results.md with its picture. Every number
+is computed from the accuracies of single episodes, and every interval by [`bootstrap_interval`], in tables and picture
+alike.
 """
 
 import argparse
@@ -33,21 +34,23 @@ OTHER_TASK = "Mc-Di, another task's condition"
 NEEDED = ("experiment", "family", "title", "note", "kinds", "command", "machine", "versions", "seal", "accuracy")
 NEEDED = (*NEEDED, "seconds", "time_kind", "choices", "memorisation", "spent")
 READING = f"""\
-A row is a method, a column a kind of task: `5x1` is 5-way 1-shot, and a word before it names what the classes are about. All
-methods of a table see the same test tasks; slow ones see the first of them, and ablations those of the seeds that they were
-trained for. Behind such a mean stands the number of its episodes: it is of other tasks than the means without one.
+A row is a method, a column a kind of task: `5x1` is 5-way 1-shot, and a word before it names what the classes are
+about. All methods of a table see the same test tasks; slow ones see the first of them, and ablations those of the
+seeds that they were trained for. Behind such a mean stands the number of its episodes: it is of other tasks than the
+means without one.
 
-* **Intervals**: `±` is half the width of a {100 * LEVEL:g} % interval over test episodes: percentiles of {RESAMPLES} bootstrap
-  draws of the episodes of each trained generator, never across generators. It says what other episodes would change. `±?`
-  stands for a single episode. Intervals of few episodes are rough, and rather too narrow.
+* **Intervals**: `±` is half the width of a {100 * LEVEL:g} % interval over test episodes: percentiles of {RESAMPLES}
+  bootstrap draws of the episodes of each trained generator, never across generators. It says what other episodes would
+  change. `±?` stands for a single episode. Intervals of few episodes are rough, and rather too narrow.
 * **Differences** are paired, in points, on the episodes that both methods have. A `tie` is a difference whose interval
-  includes zero; few episodes make ties, and of methods that are alike {100 * (1 - LEVEL):.0f} % are called otherwise by chance.
-* **The best baseline** of a kind is the one that is highest beside {MAIN.name} on the episodes that both have. It is picked on
-  the test episodes themselves, which flatters it: nobody could have picked it beforehand.
-* **Times** are from a task's examples to its adapter, one task at a time; what was trained beforehand is not in them. A table's
-  times are to be compared with each other only.
-* **Settings** of a method, at most four, were chosen on validation tasks. Then all choices were sealed, and only behind the
-  seal were the test tasks drawn, each once ([how](../examples/benchmark/README.md)).
+  includes zero; few episodes make ties, and of methods that are alike {100 * (1 - LEVEL):.0f} % are called otherwise
+  by chance.
+* **The best baseline** of a kind is the one that is highest beside {MAIN.name} on the episodes that both have. It is
+  picked on the test episodes themselves, which flatters it: nobody could have picked it beforehand.
+* **Times** are from a task's examples to its adapter, one task at a time; what was trained beforehand is not in them.
+  A table's times are to be compared with each other only.
+* **Settings** of a method, at most four, were chosen on validation tasks. Then all choices were sealed, and only
+  behind the seal were the test tasks drawn, each once ([how](../examples/benchmark/README.md)).
 """
 
 

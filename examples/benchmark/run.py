@@ -1,11 +1,12 @@
-"""Run one experiment of the benchmark: its generators, every baseline and every control, on tasks that nothing has seen.
+"""Run one experiment of the benchmark: generators, every baseline and every control, on tasks that nothing has seen.
 
     python examples/benchmark/run.py --config examples/benchmark/configs/clinc150.json --data_root DATA
 
-makes the generators (trajectories, then Mc-Di and its ablations for every training seed), chooses the methods' settings on
-validation tasks, seals all choices, and only then draws the test tasks, each once. A run that was interrupted goes on where
-it stopped. It writes OUTPUT_DIR/NAME.json with the accuracy of every episode; report.py makes tables and pictures of it.
-`--smoke` runs an experiment on tiny data and a tiny backbone of its own, in less than a minute.
+makes the generators (trajectories, then Mc-Di and its ablations for every training seed), chooses the methods'
+settings on validation tasks, seals all choices, and only then draws the test tasks, each once. A run that was
+interrupted goes on where it stopped. It writes OUTPUT_DIR/NAME.json with the accuracy of every episode; report.py
+makes tables and pictures of it. `--smoke` runs an experiment on tiny data and a tiny backbone of its own, in less than
+a minute.
 """
 
 import argparse

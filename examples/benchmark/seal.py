@@ -1,4 +1,4 @@
-"""What keeps the test tasks out of every choice: choices are made on validation and sealed, and only then are tests drawn."""
+"""What keeps the test tasks out of every choice: they are drawn only when all choices were made and sealed."""
 
 import hashlib
 import json
@@ -20,8 +20,8 @@ class Sealed:
     """The choices of one experiment, and the results on test tasks behind them.
 
     While the seal is open, [`Sealed.choose`] makes choices and keeps them, and no test task can be had. Once
-    [`Sealed.close`] was called nothing can be chosen any more, and [`Sealed.measure`] draws the test tasks of each plan
-    once: a file keeps its results with the seal, and a run whose settings or choices are others is refused.
+    [`Sealed.close`] was called nothing can be chosen any more, and [`Sealed.measure`] draws the test tasks of each
+    plan once: a file keeps its results with the seal, and a run whose settings or choices are others is refused.
 
     Args:
         folder (`Path`): Where `choices.json` and the results of every plan, `test/PLAN.json`, are or will be.
@@ -35,8 +35,8 @@ class Sealed:
             kept = json.loads(self.path.read_text())
             if different := differences(kept["settings"], self.settings):
                 raise ValueError(
-                    f"{self.path} was made otherwise: {'; '.join(different)}. Test tasks are drawn once for one set of "
-                    f"choices: take another --runs_root, or go on as before."
+                    f"{self.path} was made otherwise: {'; '.join(different)}. Test tasks are drawn once for one set "
+                    f"of choices: take another --runs_root, or go on as before."
                 )
             self.choices, self.seal = kept["choices"], kept["seal"]
             if self.seal not in (None, self._fingerprint()):

@@ -1,4 +1,4 @@
-"""An experiment in small: a data set whose classes have words of their own, a tiny random backbone, hardly any steps."""
+"""An experiment in small: classes that have words of their own, a tiny random backbone, hardly any steps."""
 
 from pathlib import Path
 

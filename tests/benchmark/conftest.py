@@ -28,8 +28,8 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> argparse.Namespace:
 
 @pytest.fixture
 def fold(smoke: argparse.Namespace):
-    """The smoke run's fold with random training adapters and a generator of random weights: everything that could matter
-    does."""
+    """The smoke run's fold with random training adapters and a generator of random weights: everything that could
+    matter does."""
     from fold import Fold
     from run import Experiment
     from tiny import random_adapters, seeded

@@ -1,4 +1,4 @@
-"""Adapters that a generator makes: of single draws and their means, chosen and trained further, and with a wrong condition."""
+"""Adapters that a generator makes: single draws and means, chosen or trained further, and of wrong conditions."""
 
 import string
 from dataclasses import dataclass, replace

@@ -25,9 +25,9 @@ class LoraHub(SlowMethod):
 
     A task draws some training adapters and mixes them by coefficients `w` into `lora_A = sum_i w_i A_i` and
     `lora_B = sum_i w_i B_i`. The coefficients start at zero, where the mix is the frozen backbone, and a gradient-free
-    optimiser, nevergrad's NGOpt as in the paper, looks for the least [`support_losses`] plus a penalty; the best that it
-    tried are taken. Two things are not the paper's: heads, whose classes differ from task to task, are imprinted under
-    each mix, and the loss of an example is taken without it.
+    optimiser, nevergrad's NGOpt as in the paper, looks for the least [`support_losses`] plus a penalty; the best that
+    it tried are taken. Two things are not the paper's: heads, whose classes differ from task to task, are imprinted
+    under each mix, and the loss of an example is taken without it.
     """
 
     needs_training = True
@@ -50,7 +50,7 @@ def mixed_adapters(
 
     Args:
         stacked (`StackedLora`): The backbone.
-        adapters (`dict[str, torch.Tensor]`): The training adapters' LoRA matrices, key -> `(training adapters, *shape)`.
+        adapters (`dict[str, torch.Tensor]`): Training adapters' LoRA matrices, key -> `(training adapters, *shape)`.
         support (`SupportBatch`): The tasks, with examples.
         scale (`float`): The sharpness of imprinted heads.
         num_evaluations (`int`): Coefficients that are tried for a task.
@@ -103,7 +103,7 @@ def support_losses(
         labels (`torch.Tensor` of shape `(tasks, examples)`): Its classes; -1 marks padding.
         class_mask (`torch.Tensor` of shape `(tasks, classes)`): False marks padding.
         scale (`float`): The sharpness of the head.
-        verbalizers (`tuple` of `(tasks, classes, feature_dim)` and `(tasks, classes)`, *optional*): A language model's.
+        verbalizers (`tuple` of `(tasks, classes, feature_dim)` and `(tasks, classes)`, *optional*): Heads.
     """
     if verbalizers is not None:
         return task_losses(head_logits(features, *verbalizers, class_mask), labels)

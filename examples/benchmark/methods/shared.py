@@ -1,4 +1,4 @@
-"""One adapter for all tasks: trained on the training tasks, or the mean of their adapters."""
+"""One adapter that is trained on all training tasks."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from .base import Method
 
 
 class SharedAdapter(Method):
-    """One adapter meta-trained on the training tasks with heads that need no training, as prototypical networks are."""
+    """Meta-trained on the training tasks with heads that need no training, as prototypical networks are."""
 
     needs_training = True
 
