@@ -33,7 +33,7 @@ class Generator:
         fold (`str`): What was left out of training.
         folder (`Path`): Where all that is made of them lies.
         backbone (`str`): The folder of the backbone.
-        pipelines (`dict`): `(objective, seed)` -> a pipeline's folder. A released one has seeds for episodes and noise.
+        pipelines (`dict`): `(objective, seed)` -> a folder. Of a released one the seeds are of episodes and noise.
         trajectories (`str`, *optional*): A folder, for methods that learn from the training tasks, too.
         validation_domains, test_domains (`list[str]`): What is left out of training.
         recipe (`dict`): What to train them with; a released pipeline's is empty.

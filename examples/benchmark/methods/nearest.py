@@ -15,7 +15,7 @@ PLACED_BY = 2  # examples of a class that say where a training task lies
 
 
 def nearest_adapters(split: Split, fold: Fold, tasks: list[Task]) -> Tensors:
-    """For each task the training adapter of the most similar support, by the cosine of features under the mean adapter.
+    """For each task the training adapter of the most similar support, by the cosine of features under the mean one.
 
     Returns:
         LoRA matrices, key -> `(tasks, *shape)`.
