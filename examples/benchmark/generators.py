@@ -1,0 +1,160 @@
+"""The generators of an experiment: released pipelines, or trajectories and pipelines of every objective and seed."""
+
+import argparse
+import hashlib
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data import BACKBONE_ID, installed_backbone, sources_below
+from seal import write_json
+
+from mcdi_hf import MCDiTrainer, MCDiTrainingArguments, TrajectoryArguments, TrajectoryCollector
+from mcdi_hf.trajectories.description import differences
+
+
+ROOT = Path(__file__).parents[2]
+# Mc-Di and the paper's ablations. On a single level the gradient is taken as it is, so its optimizer is Adam.
+OBJECTIVES = {
+    "Mc-Di": {"objective": "mc"},
+    "Mv-Di": {"objective": "mv"},
+    "Tw-Di": {"objective": "tw"},
+    "single level (OCD)": {"objective": "mv", "inner_steps": 1, "outer_optimizer": "adam"},
+}
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The generators of one fold.
+
+    Attributes:
+        name (`str`): What they are called, with the fold.
+        fold (`str`): What was left out of training.
+        folder (`Path`): Where all that is made of them lies.
+        backbone (`str`): The folder of the backbone.
+        pipelines (`dict`): `(objective, seed)` -> a folder. Of a released one the seeds are of episodes and noise.
+        trajectories (`str`, *optional*): A folder, for methods that learn from the training tasks, too.
+        validation_domains, test_domains (`list[str]`): What is left out of training.
+        recipe (`dict`): What to train them with; a released pipeline's is empty.
+    """
+
+    name: str
+    fold: str
+    folder: Path
+    backbone: str
+    pipelines: dict[tuple[str, int], Path]
+    trajectories: str | None
+    validation_domains: list[str]
+    test_domains: list[str]
+    recipe: dict = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> list[int]:
+        return [seed for objective, seed in self.pipelines if objective == "Mc-Di"]
+
+    def make(self, data_root: Path, cache_dir: Path | None) -> dict[str, float]:
+        """Make what is not there yet; the seconds that each stage took, whenever that was."""
+        if not self.recipe:
+            return {}
+        self._check_unchanged()
+        path = self.folder / "seconds.json"
+        spent = json.loads(path.read_text()) if path.exists() else {}
+        stages = {"trajectories": lambda: self._collect(data_root, cache_dir)}
+        for objective, seed in self.pipelines:
+            stages[f"{objective}, seed {seed}"] = lambda own=(objective, seed): self._train(*own, data_root, cache_dir)
+        for stage, make in stages.items():
+            if stage not in spent:
+                began = time.perf_counter()
+                make()
+                spent[stage] = time.perf_counter() - began
+                write_json(path, spent)
+        return spent
+
+    def _collect(self, data_root: Path, cache_dir: Path | None) -> None:
+        values = {"pretrained_model_name_or_path": self.backbone, "base_model_name": BACKBONE_ID}
+        values |= {"output_dir": str(self.folder), "cache_dir": cache_dir and str(cache_dir)}
+        values |= self.recipe["trajectories"]
+        if "train_domains" not in values:
+            values["held_out_domains"] = self.validation_domains + self.test_domains
+        sources = sources_below(data_root, self.recipe["sources"])
+        TrajectoryCollector(args=TrajectoryArguments(**values), sources=sources).collect()
+
+    def _train(self, objective: str, seed: int, data_root: Path, cache_dir: Path | None) -> None:
+        values = self.recipe["training"] | OBJECTIVES[objective] | {"seed": seed}
+        values |= {"pretrained_model_name_or_path": self.backbone, "cache_dir": cache_dir and str(cache_dir)}
+        values |= {"validation_domains": self.validation_domains, "resume_from_checkpoint": "latest"}
+        args = MCDiTrainingArguments(output_dir=str(self.pipelines[objective, seed].parent), **values)
+        sources = sources_below(data_root, self.recipe["sources"])
+        MCDiTrainer(args=args, trajectories=self.trajectories, sources=sources).train()
+
+    def _check_unchanged(self) -> None:
+        """Refuse a folder that was made with another recipe than this."""
+        path = self.folder / "recipe.json"
+        if not path.exists():
+            return write_json(path, self.recipe)
+        if different := differences(json.loads(path.read_text()), self.recipe):
+            raise ValueError(f"{self.folder} was made otherwise: {'; '.join(different)}. Take another --runs_root.")
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of a pipeline's weights and settings, whatever the folder is called."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def generators_of(config: dict, folder: Path, args: argparse.Namespace) -> list[Generator]:
+    """The generators of an experiment, one a fold.
+
+    Args:
+        config (`dict`): The experiment's, with a `generator`, the file of a recipe beside it, or a `pipeline`, a
+            folder in the repository, and optionally its `trajectories`, a folder below the runs' root.
+        folder (`Path`): Where the config lies.
+        args (`argparse.Namespace`): The command's `runs_root` and `backbones_root`.
+    """
+    if "pipeline" in config:
+        pipeline = ROOT / config["pipeline"]
+        own = args.runs_root / "released" / f"{pipeline.name}-{fingerprint(pipeline)}"
+        pipelines = {("Mc-Di", seed): pipeline for seed in config.get("seeds", [0, 1, 2])}
+        domains = config["validation_domains"], config["test_domains"]
+        backbone = _backbone(config.get("backbone"), args.backbones_root)
+        trajectories = str(args.runs_root / config["trajectories"]) if "trajectories" in config else None
+        return [Generator(pipeline.name, "all", own, backbone, pipelines, trajectories, *domains)]
+    path = folder / config["generator"]
+    recipe = json.loads(path.read_text())
+    found = []
+    for fold, domains in recipe["folds"].items():
+        own = args.runs_root / "generators" / path.stem / fold.replace(" ", "_")
+        seeds = domains.get("seeds", recipe.get("seeds", [0, 1, 2]))
+        pipelines = {
+            (objective, seed): own / f"{objective.split()[0]}-{seed}" / "pipeline"
+            for seed in seeds
+            for objective in OBJECTIVES
+            if objective == "Mc-Di" or seed in recipe.get("ablation_seeds", seeds)
+        }
+        found.append(
+            Generator(
+                f"{path.stem}, {fold}",
+                fold,
+                own,
+                _backbone(recipe.get("backbone"), args.backbones_root),
+                pipelines,
+                str(own / "trajectories"),
+                domains["validation_domains"],
+                domains["test_domains"],
+                {name: recipe[name] for name in ("sources", "trajectories", "training")},
+            )
+        )
+    return found
+
+
+def _backbone(name: str | None, root: Path) -> str:
+    """The folder of a backbone, in the repository or below the root; by default that of the wheel."""
+    if name is None:
+        return installed_backbone()
+    for folder in (ROOT / name, root / name):
+        if folder.is_dir():
+            return str(folder)
+    raise ValueError(f"{root} has no folder {name!r}: say with --backbones_root where the backbones are.")

@@ -1,0 +1,17 @@
+"""The frozen backbone, its head imprinted or made of words: what is free without any training."""
+
+from typing import Any
+
+from data import Split
+from fold import Fold
+
+from mcdi_hf import Task
+
+from .base import Method
+
+
+class Frozen(Method):
+    """Classifies by the means of the support's features, which the backbone makes as it is."""
+
+    def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: Any) -> list[float]:
+        return split.free(split.features("frozen", fold.frozen), tasks, fold.frozen_scale)

@@ -1,0 +1,120 @@
+"""Adapters that a generator makes: single draws and means, chosen or trained further, and of wrong conditions."""
+
+import string
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from data import TASKS_AT_ONCE, Split, Tensors
+from fold import Fold
+from PIL import Image
+
+from mcdi_hf import MCDiPipeline, Task
+from mcdi_hf.data.episodes import SupportBatch
+
+from .base import Method, SlowMethod
+
+
+NOISE_INPUTS = 64
+
+
+@dataclass(frozen=True)
+class Generated(Method):
+    """The mean of some draws.
+
+    Attributes:
+        objective (`str`, *optional*, defaults to `"Mc-Di"`): What the generator was trained with, see `OBJECTIVES`.
+        candidates (`int`, *optional*, defaults to 8): Draws.
+        steps (`int`, *optional*): Steps of the sampler; by default the pipeline's.
+    """
+
+    group = "generated"
+    objective: str = "Mc-Di"
+    candidates: int = 8
+    steps: int | None = None
+
+    def fits(self, fold: Fold, seed: int) -> bool:
+        return (self.objective, seed) in fold.generator.pipelines
+
+    def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: Any) -> list[float]:
+        pipe, noise = fold.pipeline(self.objective, seed), torch.Generator().manual_seed(seed)
+        support, found = split.support(tasks), []
+        seen = self.seen(split, fold, tasks, support)  # all tasks have the same noise, whatever is seen
+        for first in range(0, len(tasks), TASKS_AT_ONCE):
+            part = slice(first, first + TASKS_AT_ONCE)
+            found += split.whole(self.adapters(pipe, seen[part], support[part], noise), tasks[part])
+        return found
+
+    def seen(self, split: Split, fold: Fold, tasks: list[Task], support: SupportBatch) -> SupportBatch:
+        """What the generator is shown of the tasks."""
+        return support
+
+    def adapters(
+        self, pipe: MCDiPipeline, seen: SupportBatch, support: SupportBatch, noise: torch.Generator
+    ) -> Tensors:
+        """An adapter for each task, with a head of its own support: key -> `(tasks, *shape)`."""
+        settings = {"num_candidates": self.candidates, "num_inference_steps": self.steps, "generator": noise}
+        return pipe.decode_adapters(pipe(seen, output_type="latent", **settings).adapters, support)
+
+
+class Selected(Generated, SlowMethod):
+    """One of the draws, their mean or what is free, by cross-validation on the support."""
+
+    def adapters(
+        self, pipe: MCDiPipeline, seen: SupportBatch, support: SupportBatch, noise: torch.Generator
+    ) -> Tensors:
+        output = pipe.select(pipe(seen, num_candidates=self.candidates, generator=noise))
+        return pipe.codec.layout.stack([one.tensors for one in output.adapters], support.class_mask.shape[1])
+
+
+class Refined(Generated, SlowMethod):
+    """The mean of the draws, trained a few steps further on the support."""
+
+    def adapters(
+        self, pipe: MCDiPipeline, seen: SupportBatch, support: SupportBatch, noise: torch.Generator
+    ) -> Tensors:
+        output = pipe.refine(pipe(seen, num_candidates=self.candidates, generator=noise))
+        return pipe.codec.layout.stack([one.tensors for one in output.adapters], support.class_mask.shape[1])
+
+
+class OtherTask(Generated):
+    """A control: the generator sees the support of the next task."""
+
+    group = "controls"
+
+    def seen(self, split: Split, fold: Fold, tasks: list[Task], support: SupportBatch) -> SupportBatch:
+        return split.support([*tasks[1:], tasks[0]])
+
+
+class ShuffledLabels(Generated):
+    """A control: the generator sees each class's examples under the name of the next class."""
+
+    group = "controls"
+
+    def seen(self, split: Split, fold: Fold, tasks: list[Task], support: SupportBatch) -> SupportBatch:
+        shifted = (support.labels + 1) % support.class_mask.sum(dim=1, keepdim=True)
+        return replace(support, labels=torch.where(support.labels >= 0, shifted, -1))
+
+
+class NoiseCondition(Generated):
+    """A control: the generator sees inputs that say nothing."""
+
+    group = "controls"
+
+    def seen(self, split: Split, fold: Fold, tasks: list[Task], support: SupportBatch) -> SupportBatch:
+        inputs = random_inputs(split.inputs([0])[0], NOISE_INPUTS)
+        mean = fold.codec.mean_adapter()
+        features = fold.once("noise", lambda: fold.stacked.features_of_all(mean, fold.stacked.encode(inputs)))
+        rows = np.random.default_rng(0).integers(NOISE_INPUTS, size=tuple(support.labels.shape))
+        return replace(support, features=features[torch.from_numpy(rows)])
+
+
+def random_inputs(like: Any, count: int) -> list:
+    """Letters drawn at random for a text or a pair of texts, pixels drawn at random for an image."""
+    random = np.random.default_rng(0)
+    if isinstance(like, Image.Image):
+        shape = np.asarray(like).shape
+        return [Image.fromarray(random.integers(256, size=shape, dtype=np.uint8)) for _ in range(count)]
+    letters = np.array(list(string.ascii_lowercase + "    "))
+    return ["".join(random.choice(letters, size=60)) for _ in range(count)]

@@ -1,0 +1,97 @@
+"""LoRA trained by gradient descent for each task: on its shots, in the time of a generation, or on all data."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+from data import TASKS_AT_ONCE, Split
+from fold import Fold
+from timing import asked_once, median_seconds
+
+from mcdi_hf import LabelledRows, Task, TrajectorySettings, collect_trajectories
+
+from .base import SlowMethod
+from .generated import Generated
+
+
+MAX_BATCH = 64  # examples of a step; smaller supports are taken whole
+
+
+def lora_accuracies(
+    split: Split, fold: Fold, tasks: list[Task], seed: int, steps: int, learning_rate: float
+) -> list[float]:
+    """Train matrices and head on the support of each task, many tasks a pass: Adam with a linear decay to zero.
+
+    The head starts from the class means of frozen features, the best start that we know; from zero the same steps end
+    lower.
+    """
+    features, found = split.features("frozen", fold.frozen).mean(dim=0), []
+    for first in range(0, len(tasks), TASKS_AT_ONCE):
+        part = tasks[first : first + TASKS_AT_ONCE]
+        settings = TrajectorySettings(
+            num_steps=steps,
+            num_targets=1,
+            batch_size=min(MAX_BATCH, sum(map(len, part[0].support))),
+            learning_rate=learning_rate,
+            imprint_scale=fold.frozen_scale,
+            seed=seed,
+        )
+        numbers = list(range(first, first + len(part)))
+        rows = collect_trajectories(fold.stacked, split.examples, fold.frozen, features, part, numbers, settings)
+        found += [row["accuracy"] for row in rows]
+    return found
+
+
+class GradientLora(SlowMethod):
+    """LoRA on the task's shots; validation chooses steps and learning rate."""
+
+    def settings(self, split: Split, fold: Fold, shots: int) -> list[list]:
+        return [list(one) for one in itertools.product(fold.sizes.gradient_steps, fold.sizes.gradient_learning_rates)]
+
+    def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: list) -> list[float]:
+        return lora_accuracies(split, fold, tasks, seed, *setting)
+
+
+class TimedLora(GradientLora):
+    """The same for as many steps as fit into the time of one generation, which is measured; at least one."""
+
+    def settings(self, split: Split, fold: Fold, shots: int) -> list[list]:
+        kind = next(one for one in fold.config["validation_kinds"] if one.endswith(f"x{shots}"))
+        tasks, seed = [asked_once(split.tasks(kind, 100, 1)[0])], fold.generator.seeds[0]
+        generator, steps, repeats = Generated("", "", candidates=8), 5, fold.sizes.timings
+        calls = {
+            "generating": lambda: generator.accuracies(split, fold, tasks, seed, None),
+            "training": lambda: lora_accuracies(split, fold, tasks, seed, steps, 1e-3),
+        }
+        seconds = median_seconds(calls, repeats)
+        fitting = max(1, round(seconds["generating"] / (seconds["training"] / steps)))
+        return [[fitting, rate] for rate in fold.sizes.gradient_learning_rates]
+
+
+class LoraOnAllData(SlowMethod):
+    """A ceiling: nearly all the examples that there are of a task's classes."""
+
+    group = "ceiling"
+
+    def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: None) -> list[float]:
+        sizes = fold.sizes
+        tasks = all_data_tasks(tasks, split.rows[0], sizes.ceiling_examples)
+        return lora_accuracies(split, fold, tasks, seed, sizes.ceiling_steps, max(sizes.gradient_learning_rates))
+
+
+def all_data_tasks(tasks: list[Task], rows: LabelledRows, most: int) -> list[Task]:
+    """The same tasks with more examples in their supports.
+
+    Args:
+        tasks (`list[Task]`): The tasks.
+        rows (`LabelledRows`): Where the examples come from; none of a task's query is taken.
+        most (`int`): Examples of a class at most, but never less than its own shots, which come first.
+    """
+    result = []
+    for number, task in enumerate(tasks):
+        random, support = np.random.default_rng(number), []
+        for name, shots, query in zip(task.classes, task.support, task.query):
+            others = np.setdiff1d(rows.groups[task.group][name], [*shots, *query])
+            support.append((*shots, *random.permutation(others)[: max(0, most - len(shots))].tolist()))
+        result.append(replace(task, support=tuple(support)))
+    return result

@@ -1,0 +1,64 @@
+"""Logistic regression on the features of the frozen backbone."""
+
+import torch
+from data import TASKS_AT_ONCE, Split
+from fold import Fold
+
+from mcdi_hf import Task
+from mcdi_hf.adapters.head import head_logits
+from mcdi_hf.data.episodes import task_accuracies, task_losses
+
+from .base import Method
+
+
+def fit_logistic(
+    features: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor, penalty: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fit a linear head on the support of each task: summed cross-entropy plus half the squared weights.
+
+    That is scikit-learn's `LogisticRegression` with `C = 1 / penalty`, for a stack of tasks at once.
+
+    Args:
+        features (`torch.Tensor` of shape `(tasks, examples, feature_dim)`): What the head reads.
+        labels (`torch.Tensor` of shape `(tasks, examples)`): Classes from 0; -1 marks padding.
+        class_mask (`torch.Tensor` of shape `(tasks, classes)`): False marks padding.
+        penalty (`float`, *optional*, defaults to 1.0): How much half the squared weights count; the bias is free.
+
+    Returns:
+        The weights `(tasks, classes, feature_dim)` and the biases `(tasks, classes)`.
+    """
+    weight = features.new_zeros(*class_mask.shape, features.shape[2], requires_grad=True)
+    bias = features.new_zeros(class_mask.shape, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+    counts = (labels >= 0).sum(dim=1)
+
+    def objective() -> torch.Tensor:
+        optimizer.zero_grad()
+        losses = task_losses(head_logits(features, weight, bias, class_mask), labels)
+        loss = (losses * counts).sum() + penalty / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    return weight.detach(), bias.detach()
+
+
+class Logistic(Method):
+    """The features are scaled to unit variance; validation chooses the penalty."""
+
+    def settings(self, split: Split, fold: Fold, shots: int) -> list[float]:
+        return [0.1, 1.0, 10.0, 100.0]
+
+    def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: float) -> list[float]:
+        features = split.features("frozen", fold.frozen)
+        features = features - features[0].mean(dim=0)
+        features = features / features[0].square().mean().sqrt()
+        found = []
+        for first in range(0, len(tasks), TASKS_AT_ONCE):
+            part = tasks[first : first + TASKS_AT_ONCE]
+            support, query = split.support(part), split.query(part)
+            seen = features.mean(dim=0)[support.plain_rows]
+            head = fit_logistic(seen, support.labels, support.class_mask, setting)
+            logits = head_logits(features[0][query.rows], *head, query.class_mask)
+            found += task_accuracies(logits, query.labels).tolist()
+        return found

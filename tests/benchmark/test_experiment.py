@@ -1,0 +1,189 @@
+"""Experiments: the smoke run, how a run goes on, configs, generators."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import report
+import run
+from data import Split, sources_below
+from datasets import ClassLabel, Dataset, Features, Value
+from fold import Fold
+from generators import OBJECTIVES, ROOT, generators_of
+from memorisation import BETWEEN, NEW
+from methods import GROUPS, METHODS
+from methods.base import SlowMethod
+from report import check_results, page
+from run import Experiment, read_config
+from tiny import tiny_language_pipeline
+
+
+CONFIGS = sorted((ROOT / "examples" / "benchmark" / "configs").glob("*.json"))
+
+
+def test_every_method_is_measured_on_every_kind(smoke: argparse.Namespace) -> None:
+    results = smoke.results
+    check_results(results)
+    assert list(results["accuracy"]) == list(METHODS) and set(results["seconds"]) == set(METHODS)
+    assert {method.group for method in METHODS.values()} == set(GROUPS)
+    for name, kinds in results["accuracy"].items():
+        assert list(kinds) == results["kinds"], name
+        sizes = {len(own) for groups in kinds.values() for own in groups.values()}
+        assert sizes == {1 if name == "SetFit" else 2 if isinstance(METHODS[name], SlowMethod) else 3}, name
+    assert len(results["memorisation"][NEW]) == 2 * 3 and len(results["memorisation"][BETWEEN]) == 4
+    assert all(len(one["tried"]) <= 4 for one in json_of(smoke, "choices.json")["choices"].values() if "tried" in one)
+    assert results["choices"]["gradient LoRA, equal shots, 1-shot"]["tried"] == 2
+    assert set(results["spent"]) == {"trajectories", "meta-training", "choices on validation", "test"}
+    assert results["title"] in page([results], "picture.png")
+
+
+def json_of(smoke: argparse.Namespace, name: str) -> dict:
+    return json.loads((smoke.runs_root / "experiments" / "smoke" / name).read_text())
+
+
+def test_a_run_goes_on_where_it_stopped(smoke: argparse.Namespace) -> None:
+    """What is missing is measured again, with the same numbers; what is there is not."""
+    folder = smoke.runs_root / "experiments" / "smoke" / "test"
+    missing, kept = sorted(folder.iterdir())
+    before = json.loads(missing.read_text())
+    missing.unlink()
+    written = {path: path.stat().st_mtime_ns for path in smoke.runs_root.rglob("*.safetensors")}
+    written[kept] = kept.stat().st_mtime_ns
+    again = Experiment(smoke.config, smoke).run()
+    assert json.loads(missing.read_text()) == before
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert {name: one for name, one in again.items() if name != "spent"} == {
+        name: one for name, one in smoke.results.items() if name != "spent"
+    }
+
+
+def test_the_commands_make_results_and_their_page(
+    smoke: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder = smoke.data_root
+    monkeypatch.setattr(sys, "argv", ["run.py", "--smoke", "--data_root", str(folder)])
+    run.main()
+    results = json.loads((folder / "results" / "smoke.json").read_text())
+    assert results["accuracy"] == smoke.results["accuracy"] and "smoke.json" in capsys.readouterr().out
+    output = folder / "docs" / "results.md"
+    command = ["report.py", "--results_dir", str(folder / "results"), "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", command)
+    report.main()
+    assert "### Words of a domain" in output.read_text() and (folder / "docs" / "images").is_dir()
+    monkeypatch.setattr(sys, "argv", ["run.py", "--config", "any.json"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "--config and --data_root are needed, or --smoke" in capsys.readouterr().err
+
+
+def test_other_sizes_and_another_recipe_are_refused(smoke: argparse.Namespace) -> None:
+    config, recipe = smoke.config.read_text(), (smoke.data_root / "recipe.json").read_text()
+    try:
+        smoke.config.write_text(config.replace('"episodes": 3', '"episodes": 4', 1))
+        with pytest.raises(ValueError, match="sizes.episodes is 3 there, 4 here"):
+            Experiment(smoke.config, smoke).run()
+        (smoke.data_root / "recipe.json").write_text(recipe.replace('"dim": 32', '"dim": 64'))
+        with pytest.raises(ValueError, match="training.dim is 32 there, 64 here"):
+            Experiment(smoke.config, smoke).run()
+    finally:
+        smoke.config.write_text(config)
+        (smoke.data_root / "recipe.json").write_text(recipe)
+
+
+def test_domains_that_were_trained_on_are_no_test(smoke: argparse.Namespace) -> None:
+    experiment = Experiment(smoke.config, smoke)
+    config = experiment.config | {"test_domains": ["white", "red"]}
+    fold = Fold(experiment.generators[0], config, experiment.sizes, smoke)
+    with pytest.raises(ValueError, match=r"were trained on \['red'\]: judge on others"):
+        fold.split("test")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kinds": ["2x1", "2x3"]}, r"has kinds of \[3\] shots, but no validation_kinds of as many"),
+        ({"methods": ["Mc-Di", "guessing"]}, r"has the methods \['guessing'\]: expected some of"),
+        ({"pipeline": "model_cards/mcdi-minilm-text"}, "either a generator to train or a released pipeline"),
+        ({"sizs": {}}, r"has \['sizs'\]: expected some of"),
+        ({"sizes": {"episode": 3}}, r"has the sizes \['episode'\]: expected some of \['episodes'"),
+        ({"split": None}, r"has no \['split'\]"),
+    ],
+)
+def test_a_config_that_could_not_come_to_its_end_is_refused(
+    smoke: argparse.Namespace, tmp_path: Path, change: dict, message: str
+) -> None:
+    config = {name: one for name, one in (json.loads(smoke.config.read_text()) | change).items() if one is not None}
+    (tmp_path / "wrong.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        read_config(tmp_path / "wrong.json")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_one(path: Path, tmp_path: Path) -> None:
+    """Its generators are there, released or with a recipe; its domains are apart."""
+    config = read_config(path)
+    for name in ("dinov2-small-focus-84px", "SmolLM2-135M-Instruct"):
+        (tmp_path / name).mkdir()
+    found = generators_of(config, path.parent, argparse.Namespace(runs_root=tmp_path, backbones_root=tmp_path))
+    for generator in found:
+        train = generator.recipe.get("trajectories", {}).get("train_domains", [])
+        assert not set(train) & {*generator.validation_domains, *generator.test_domains}
+        assert generator.seeds and (generator.recipe or ("Mc-Di", 0) in generator.pipelines)
+        assert {objective for objective, _ in generator.pipelines} <= set(OBJECTIVES)
+        assert config.get("test_domains", generator.test_domains)
+
+
+def test_a_backbone_that_there_is_not_is_named(smoke: argparse.Namespace, tmp_path: Path) -> None:
+    args = argparse.Namespace(**vars(smoke) | {"backbones_root": tmp_path})
+    with pytest.raises(ValueError, match="has no folder 'backbone': say with --backbones_root"):
+        Experiment(smoke.config, args)
+
+
+def test_a_released_pipeline_is_measured_without_what_needs_its_training_tasks(
+    smoke: argparse.Namespace, tmp_path: Path
+) -> None:
+    pipeline = next(iter(Experiment(smoke.config, smoke).generators[0].pipelines.values()))
+    config = json.loads(smoke.config.read_text()) | {
+        "pipeline": str(pipeline),
+        "backbone": "backbone",
+        "seeds": [0, 1],
+    }
+    config |= {"validation_domains": ["blue"], "test_domains": ["white"], "kinds": ["2x1"]}
+    config["methods"] = [name for name in METHODS if name != "SetFit"]
+    del config["generator"]
+    (tmp_path / "released.json").write_text(json.dumps(config))
+    args = argparse.Namespace(**vars(smoke) | {"runs_root": tmp_path / "runs"})
+    results = Experiment(tmp_path / "released.json", args).run()
+    assert list(results["accuracy"]["Mc-Di"]["2x1"]) == ["all-0", "all-1"]
+    ablations = {"Mv-Di", "Tw-Di", "single level (OCD)", "SetFit"}
+    training = {name for name, method in METHODS.items() if method.needs_training}
+    assert set(METHODS) - set(results["accuracy"]) == training | ablations and results["memorisation"] == {}
+
+
+def test_a_language_model_is_judged_by_its_verbalizers(smoke: argparse.Namespace, tmp_path: Path) -> None:
+    """The methods that a language model shares with others, on single letters as words."""
+    (tmp_path / "letters" / "data").mkdir(parents=True)
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["p", "q", "r"])})
+    rows = {"text": [f"{a} {b}" for a in "abc" for b in "uvwxyz"], "label": [i for i in range(3) for _ in range(6)]}
+    path = tmp_path / "letters" / "data" / "train-00000-of-00001.parquet"
+    Dataset.from_dict(rows, features=features).to_parquet(path)
+    pipe, backbone = tiny_language_pipeline()
+    sources = sources_below(tmp_path, [{"dataset_name": "letters"}])
+    split = Split("test", pipe.stacked, pipe.codec, 1, sources, ["all"], ["train"])
+    tasks, mean = split.tasks("3x2", 0, 3), pipe.codec.mean_adapter()
+    found = split.free(split.features("mean adapter", mean), tasks, 10.0)
+    repeated = {key: value.repeat(3, 1, 1) for key, value in mean.items()}
+    assert found == pytest.approx(split.imprinted(repeated, tasks, 10.0))
+    assert found == pytest.approx(split.whole(repeated, tasks))
+    words = [backbone.processor.convert_tokens_to_ids(list(task.classes)) for task in tasks]
+    adapters = pipe(
+        [{n: split.inputs(list(r)) for n, r in zip(one.classes, one.support)} for one in tasks], strength=0.0
+    )
+    for task, word, adapter, accuracy in zip(tasks, words, adapters.adapters, found):
+        model, right = adapter.load_into(backbone.classifier(num_labels=3)), []
+        for label, own in enumerate(task.query):
+            for text in split.inputs(list(own)):
+                right.append(int(model(**backbone.inputs([text])).logits[0, -1, word].argmax()) == label)
+        assert accuracy == pytest.approx(sum(right) / len(right))

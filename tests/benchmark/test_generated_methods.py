@@ -1,0 +1,82 @@
+"""What generators are shown, and that their adapters are judged as a user gets them."""
+
+import pytest
+import torch
+from data import Split
+from fold import Fold
+from methods import METHODS
+from tiny import assert_close, seeded
+
+from mcdi_hf import Task
+
+
+@pytest.fixture
+def split(fold: Fold) -> Split:
+    return fold.split("validation")
+
+
+def given(split: Split, task: Task) -> dict[str, list[str]]:
+    return {name: split.inputs(list(rows)) for name, rows in zip(task.classes, task.support)}
+
+
+def right(fold: Fold, split: Split, adapter, task: Task) -> float:
+    """The accuracy of an adapter in PEFT, one text at a time."""
+    model, found = adapter.load_into(fold.backbone.classifier(num_labels=len(task.classes))), []
+    for label, rows in enumerate(task.query):
+        for text in split.inputs(list(rows)):
+            with torch.no_grad():
+                found.append(int(model(**fold.backbone.inputs([text])).logits.argmax()) == label)
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("Mc-Di", {"num_candidates": 8}),
+        ("Mc-Di, one draw", {}),
+        ("Mc-Di, one draw, one step", {"num_inference_steps": 1}),
+        ("Mc-Di, chosen", {"num_candidates": 8}),
+        ("Mc-Di, refined", {"num_candidates": 8}),
+    ],
+)
+def test_accuracies_are_those_of_the_pipelines_adapters(fold: Fold, split: Split, name: str, settings: dict) -> None:
+    pipe, tasks = fold.pipeline("Mc-Di", 0), split.tasks("2x2", 7, 5)
+    output = pipe([given(split, task) for task in tasks], generator=seeded(0), **settings)
+    output = {"Mc-Di, chosen": pipe.select, "Mc-Di, refined": pipe.refine}.get(name, lambda same: same)(output)
+    expected = [right(fold, split, *one) for one in zip(output.adapters, tasks)]
+    assert METHODS[name].accuracies(split, fold, tasks, 0, None) == pytest.approx(expected)
+    assert name not in ("Mc-Di", "Mc-Di, one draw") or len(set(expected)) > 1
+
+
+def test_another_tasks_condition_is_the_next_ones(fold: Fold, split: Split) -> None:
+    tasks = split.tasks("2x1", 0, 18)  # more than a stack
+    seen = METHODS["Mc-Di, another task's condition"].seen(split, fold, tasks, split.support(tasks))
+    own = split.support(tasks)
+    assert_close(seen.features, own.features.roll(-1, dims=0))
+    assert seen.classes == [*own.classes[1:], own.classes[0]]
+
+
+def test_shuffled_labels_give_each_class_the_examples_of_another(fold: Fold, split: Split) -> None:
+    tasks = [*split.tasks("3x2", 0, 1), *split.tasks("2x1", 0, 1)]
+    seen = METHODS["Mc-Di, shuffled labels"].seen(split, fold, tasks, split.support(tasks))
+    assert seen.labels.tolist() == [[1, 1, 2, 2, 0, 0], [1, 0, -1, -1, -1, -1]]
+    assert seen.features.equal(split.support(tasks).features)
+
+
+def test_a_condition_of_noise_says_nothing_of_the_task(fold: Fold, split: Split) -> None:
+    method, first, second = METHODS["Mc-Di, a condition of noise"], *(split.tasks("2x1", seed, 4) for seed in (0, 1))
+    seen = [method.seen(split, fold, tasks, split.support(tasks)).features for tasks in (first, second)]
+    assert seen[0].equal(seen[1]) and not seen[0].equal(split.support(first).features)
+
+
+def test_heads_are_of_the_tasks_own_support_whatever_is_seen(fold: Fold, split: Split) -> None:
+    """At strength 0 nothing of the condition is left."""
+    fold.pipeline("Mc-Di", 0).register_to_config(strength=0.0)
+    tasks = split.tasks("2x1", 0, 5)
+    expected = METHODS["mean of the training adapters"].accuracies(split, fold, tasks, 0, None)
+    for name in ("Mc-Di", "Mc-Di, another task's condition", "Mc-Di, shuffled labels", "Mc-Di, a condition of noise"):
+        assert METHODS[name].accuracies(split, fold, tasks, 0, None) == pytest.approx(expected)
+
+
+def test_an_objective_that_was_not_trained_does_not_fit(fold: Fold) -> None:
+    assert METHODS["Mv-Di"].fits(fold, 0) and not METHODS["Mv-Di"].fits(fold, 1)
