@@ -116,9 +116,9 @@ def test_a_merged_adapter() -> None:
 @pytest.mark.parametrize(
     ("settings", "ways", "message"),
     [
-        ({}, 2, r"classifier.weight has \(2, 16\), expected \(3, 16\)"),
-        ({"r": 4}, 3, r"lora_A.weight has \(4, 16\), expected \(2, 16\)"),
-        ({"target_modules": ["query", "key"]}, 3, "missing .*value.*unexpected .*key"),
+        ({}, 2, r"classifier.weight': \(2, 16\).*expected .*\(3, 16\)"),
+        ({"r": 4}, 3, r"lora_A.weight': \(4, 16\).*expected .*\(2, 16\)"),
+        ({"target_modules": ["query", "key"]}, 3, "key.*: \\(.*value.*: None.*expected .*key.*: None"),
         ({"lora_alpha": 9}, 3, "adapter's lora_alpha is 9, the model's 4"),
         ({"use_rslora": True}, 3, "adapter's use_rslora is True, the model's False"),
         ({"alpha_pattern": {"query": 9}}, 3, "adapter's alpha_pattern is {'query': 9}, the model's {}"),
@@ -137,9 +137,9 @@ def test_adapters_without_a_place_or_of_another_backbone() -> None:
     adapter = make_adapter(codec, 1)
     before = logits(model, backbone)
     key = next(iter(adapter.tensors))
-    with pytest.raises(ValueError, match="does not fit the model: missing .*layer.1"):
+    with pytest.raises(ValueError, match="does not fit the model: it has .*layer.1.*: None"):
         slot.swap(dataclasses.replace(adapter, tensors={k: v for k, v in adapter.tensors.items() if k != key}))
-    with pytest.raises(ValueError, match=r"unexpected \['more'\]"):
+    with pytest.raises(ValueError, match="it has {'more'"):
         slot.swap(changed(adapter, "more", torch.zeros(1)))
     for change in ({"name_or_path": "other/base"}, {"model_class": "BertForSequenceClassification"}):
         with pytest.raises(ValueError, match=f"for the .*{next(iter(change.values()))}.*the model is the MeanPooled"):

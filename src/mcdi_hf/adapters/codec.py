@@ -52,14 +52,8 @@ class AdapterCodec(ModelMixin, ConfigMixin):
     def from_backbone(
         cls, backbone: FrozenBackbone, lora_config: LoraConfig, token_dim: int = 768, imprint_scale: float = 10.0
     ) -> "AdapterCodec":
-        """Build the codec of the adapters that `lora_config` makes for a live backbone; no adapter is needed.
-
-        Args:
-            backbone ([`FrozenBackbone`]): The backbone.
-            lora_config (`LoraConfig`): The adapters' config.
-            token_dim (`int`, *optional*, defaults to 768): Width of a token.
-            imprint_scale (`float`, *optional*, defaults to 10.0): As in the class.
-        """
+        """Build the codec of the adapters that a `LoraConfig` makes for a live backbone; no adapter is needed.
+        `token_dim` is the width of a token."""
         layout = AdapterLayout.from_model(backbone.model, lora_config, backbone.head_name, token_dim)
         config = lora_config.to_dict()
         config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
@@ -101,15 +95,9 @@ class AdapterCodec(ModelMixin, ConfigMixin):
             self.head_std[place] = residuals.square().mean().sqrt().clamp(min=1e-8)
 
     def encode(self, tensors: dict[str, torch.Tensor], head: Head | None = None) -> torch.Tensor:
-        """Write adapters as tokens.
-
-        Args:
-            tensors (`dict[str, torch.Tensor]`): Key on disk -> `(adapters, *shape)`; the head with any number of classes.
-            head (`tuple` of `(adapters, classes, feature_dim)` and `(adapters, classes)`, *optional*): The imprinted
-                head that the residual is taken to; `None` for a layout without a head.
-
-        Returns:
-            `torch.Tensor` of shape `(adapters, num_tokens(classes), token_dim)`.
+        """Write adapters, key on disk -> `(adapters, *shape)`, as tokens `(adapters, num_tokens(classes),
+        token_dim)`. Their heads, of any number of classes, are residual to the imprinted `head`, which is `None`
+        for a layout without one.
         """
         self.layout.check(tensors)
         self._check_head(head)
@@ -122,12 +110,7 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         return torch.cat([lora, rows], dim=1)
 
     def decode(self, tokens: torch.Tensor, head: Head | None = None) -> dict[str, torch.Tensor]:
-        """Read adapters from tokens: the inverse of [`AdapterCodec.encode`], in the dtype of the statistics.
-
-        Args:
-            tokens (`torch.Tensor` of shape `(adapters, num_tokens(classes), token_dim)`): The tokens.
-            head: As in [`AdapterCodec.encode`].
-        """
+        """Read adapters from tokens: the inverse of [`AdapterCodec.encode`], in the dtype of the statistics."""
         self._check_head(head)
         classes = 0 if head is None else head[0].shape[1]
         if tokens.shape[1] != self.num_tokens(classes):
@@ -194,11 +177,8 @@ class AdapterCodec(ModelMixin, ConfigMixin):
 
     def _check_head(self, head: Head | None) -> None:
         if (head is None) == bool(self.layout.head_keys):
-            raise ValueError(
-                f"The adapters have the head {self.layout.head_name!r}: expected the free one that its residual is of."
-                if head is None
-                else "The adapters have no head, but a free one was given: expected None."
-            )
+            expected = "the free head that its residual is of" if head is None else "no free head"
+            raise ValueError(f"The head of the adapters is {self.layout.head_name!r}: expected {expected}.")
 
     def _cut(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         pieces = []

@@ -112,9 +112,7 @@ class GeneratedAdapter:
             model = get_peft_model(model, config, adapter_name=adapter_name)
             model.peft_config[adapter_name].base_model_name_or_path = self.base_model["name_or_path"]
         result = set_peft_model_state_dict(model, self.tensors, adapter_name=adapter_name)
-        missing = [
-            key for key in result.missing_keys if f"lora_A.{adapter_name}" in key or f"lora_B.{adapter_name}" in key
-        ]
+        missing = [key for key in result.missing_keys if "lora_" in key and f".{adapter_name}." in key]
         if result.unexpected_keys or missing:
             raise ValueError(
                 f"The adapter does not fit the model: missing {missing}, unexpected {result.unexpected_keys}."

@@ -177,11 +177,7 @@ class AdapterLayout:
         return tokens
 
     def check(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Refuse an adapter of another layout, by the name of the tensor that does not fit.
-
-        Args:
-            tensors (`dict[str, torch.Tensor]`): Key on disk -> tensor of shape `(adapters, *shape)`.
-        """
+        """Refuse adapters, key on disk -> `(adapters, *shape)`, of another layout, by the tensor that does not fit."""
         keys = dict.fromkeys(self.keys)
         missing = [key for key in keys if key not in tensors]
         extra = [key for key in tensors if key not in keys]
@@ -205,15 +201,14 @@ class AdapterLayout:
 
     def unstack(self, tensors: dict[str, torch.Tensor], ways: list[int]) -> list[dict[str, torch.Tensor]]:
         """Cut a stack into single adapters on the CPU, each with the head of its own number of classes."""
-        tensors = {key: value.cpu() for key, value in tensors.items()}
-        adapters = []
-        for index, classes in enumerate(ways):
-            own = {
-                key: value[index][:classes] if key in self.head_keys else value[index]
+        tensors, layout = {key: value.cpu() for key, value in tensors.items()}, torch.contiguous_format
+        return [
+            {
+                key: value[index, : classes if key in self.head_keys else None].clone(memory_format=layout)
                 for key, value in tensors.items()
             }
-            adapters.append({key: value.clone(memory_format=torch.contiguous_format) for key, value in own.items()})
-        return adapters
+            for index, classes in enumerate(ways)
+        ]
 
     def to_dict(self) -> dict:
         """A JSON form, for a config. [`AdapterLayout.from_dict`] reads it."""
@@ -226,11 +221,7 @@ class AdapterLayout:
 
     @classmethod
     def from_dict(cls, values: dict) -> "AdapterLayout":
-        """Read what [`AdapterLayout.to_dict`] wrote.
-
-        Raises:
-            `ValueError`: when it is anything else.
-        """
+        """Read what [`AdapterLayout.to_dict`] wrote, and refuse anything else."""
         try:
             modules = [LoraModule(**module) for module in values["modules"]]
             layout = cls(**{**values, "modules": modules})

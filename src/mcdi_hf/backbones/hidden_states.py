@@ -39,13 +39,9 @@ def cache_name(backbone: FrozenBackbone, place: str, inputs: Any, batch_size: in
 def cached_states(
     path: Path, states: Iterator[torch.Tensor], length: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, bool]:
-    """Memory-map the hidden states of a file, after writing it, part by part, if it is not there.
-
-    Of several processes that ask for one file, one writes it while the others wait. It is there whole or not at all.
-
-    Returns:
-        The hidden states `(length, ...)`, on the CPU, and whether the file was there. Writing into them does not change
-        the file.
+    """Memory-map the hidden states `(length, ...)` of a file, on the CPU, after writing them part by part if they
+    are not there; and say whether they were. Of several processes that ask for one file, one writes it while the
+    others wait; it is there whole or not at all. Writing into the tensor does not change the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):

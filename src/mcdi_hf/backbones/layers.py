@@ -112,7 +112,7 @@ class UpperLayers:
             module.forward = _pass_on
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the head reads: inputs of `rows` examples, as [`EncodedExamples`] makes them -> `(rows, feature_dim)`."""
+        """What the head reads, `(rows, feature_dim)`, of inputs as [`EncodedExamples`] makes them."""
         features = self.model(**inputs).logits
         if self.is_causal_lm:
             last = inputs["attention_mask"].sum(dim=1) - 1

@@ -94,13 +94,8 @@ class Source:
 
 
 def read_mixture(path: str | Path, root: str | Path | None = None) -> list[Source]:
-    """Read a JSON list of the fields of [`Source`].
-
-    Args:
-        path (`str` or `Path`): The file.
-        root (`str` or `Path`, *optional*): A folder with a folder for each `dataset_name`. Without it the names stand
-            as they are.
-    """
+    """Read a JSON list of the fields of [`Source`]. `root` is a folder with a folder for each `dataset_name`;
+    without it the names stand as they are."""
     sources = [Source.from_dict(values) for values in json.loads(Path(path).read_text())]
     if root is None:
         return sources
@@ -111,16 +106,8 @@ def read_mixture(path: str | Path, root: str | Path | None = None) -> list[Sourc
 
 
 def sources_of(description: dict, moved: str | list[Source] | None = None) -> list[Source]:
-    """Where trajectories' examples come from.
-
-    Args:
-        description (`dict`): Of the trajectories, with the fields of their `sources`.
-        moved (`str` or `list[Source]`, *optional*): Where they are now: the one data set, which may be several
-            sources; or all of the sources, in their order.
-
-    Raises:
-        `ValueError`: when `moved` are other sources, in anything but their place and their name.
-    """
+    """Where trajectories' examples come from, by their description. `moved` says where they are now: the one data
+    set, which may be several sources, or all sources in their order, which may differ in place and name alone."""
     sources = [Source.from_dict(values) for values in description["sources"]]
     if moved is None:
         return sources
@@ -176,12 +163,8 @@ def load_table(
 
 
 def training_table(description: dict, moved: str | list[Source] | None = None) -> tuple[Dataset, dict[str, range]]:
-    """The table that the rows of trajectories point into, as [`load_table`] has it.
-
-    Args:
-        description (`dict`): Of the trajectories, with their `sources`, `splits`, `train_domains` and `rotations`.
-        moved (`str` or `list[Source]`, *optional*): As in [`sources_of`].
-    """
+    """The table that the rows of trajectories point into, as [`load_table`] has it: made of the `sources`,
+    `splits`, `train_domains` and `rotations` of their description. `moved` is that of [`sources_of`]."""
     splits = description["splits"]
     table, spans = load_table(sources_of(description, moved), splits, description["train_domains"])
     if not description["rotations"]:

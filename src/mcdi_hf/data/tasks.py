@@ -153,17 +153,11 @@ def rotate_classes(
 ) -> Dataset:
     """Add a turned copy of every image, as an example of a new class: what few-shot work does with Omniglot.
 
-    Args:
-        dataset (`datasets.Dataset`): Has a column of images and a `ClassLabel` column.
-        image_column (`str`): The column of images.
-        label_column (`str`): The column of classes.
-        angles (`tuple[int, ...]`, *optional*, defaults to `(90, 180, 270)`): Degrees to turn by, counter-clockwise.
-            Pixels move, none is resampled.
-
-    Returns:
-        `datasets.Dataset` of `(1 + len(angles)) * rows` rows: those of `dataset`, then the copies of all of them for
-        each angle in turn, of the classes `"NAME rotated ANGLE"`. Column `LABEL_unrotated` keeps the classes that they
-        were turned from, which [`check_disjoint`] goes by.
+    `image_column` is an `Image` column, `label_column` a `ClassLabel` one; the angles are degrees
+    counter-clockwise, of 90, 180 and 270, so that pixels move and none is resampled. Returned are `(1 +
+    len(angles)) * rows` rows: those of the data set, then the copies of all of them for each angle in turn, of the
+    classes `"NAME rotated ANGLE"`. Splits are made first and rotated after; the column `LABEL_unrotated` keeps the
+    first classes, and [`check_disjoint`] goes by it.
     """
     labels, names = class_column(dataset, label_column)
     unrotated = _unrotated(label_column)

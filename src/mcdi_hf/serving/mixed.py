@@ -93,18 +93,11 @@ class MixedAdapters:
 
     @torch.no_grad()
     def __call__(self, examples: list[Any], names: list[str]) -> MixedAdaptersOutput:
-        """Classify a batch, each row by its own adapter, in one pass.
+        """Classify a batch of texts, pairs of texts or PIL images, each row by the adapter that `names` has for it, in
+        one pass. An example that stands in several rows runs through the layers below the first adapted one once.
 
-        Args:
-            examples (`list` of length `rows`): Texts, pairs of texts or PIL images, see [`FrozenBackbone.tokens`]. One
-                that stands in several rows runs through the layers below the first adapted one once.
-            names (`list[str]` of length `rows`): The adapter of each row. Rows may share one.
-
-        Returns:
-            [`MixedAdaptersOutput`]
-
-        Raises:
-            `ValueError`: when there are no examples, another number of names, or names of adapters that are not there.
+        Returned is a [`MixedAdaptersOutput`]. A `ValueError` says that there are no examples, another number of
+        names, or names of adapters that are not there.
         """
         if not examples or len(examples) != len(names):
             raise ValueError(

@@ -29,7 +29,7 @@ class AdapterSlot:
         self._parameters = get_peft_model_state_dict(
             model, dict(model.named_parameters()), adapter_name, save_embedding_layers=False
         )
-        self._shapes = {key: parameter.shape for key, parameter in self._parameters.items()}
+        self._shapes = {key: tuple(parameter.shape) for key, parameter in self._parameters.items()}
         self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
         self._base = model.get_base_model()
 
@@ -66,17 +66,11 @@ class AdapterSlot:
             raise ValueError(
                 f"The adapter is for the {found[0]} {found[1]!r}, the model is the {wanted[0]} {wanted[1]!r}."
             )
-        if {key: tensor.shape for key, tensor in tensors.items()} != self._shapes:
-            missing = [key for key in self._shapes if key not in tensors]
-            extra = [key for key in tensors if key not in self._shapes]
-            other = [
-                f"{key} has {tuple(tensors[key].shape)}, expected {tuple(shape)}"
-                for key, shape in self._shapes.items()
-                if key in tensors and tensors[key].shape != shape
-            ]
-            raise ValueError(
-                f"The adapter does not fit the model: missing {missing}, unexpected {extra}, of other shapes {other}."
-            )
+        if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != self._shapes:
+            found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+            other = {key: found.get(key) for key in found | self._shapes if found.get(key) != self._shapes.get(key)}
+            wanted = {key: self._shapes.get(key) for key in other}
+            raise ValueError(f"The adapter does not fit the model: it has {other}, expected {wanted}.")
         for field in SCALING_FIELDS:
             if adapter.lora_config[field] != getattr(config, field):
                 raise ValueError(

@@ -41,12 +41,7 @@ class TrajectoryBatches:
         return len(self.trajectories)
 
     def draw(self, index: int, random: np.random.Generator) -> TrainingBatch:
-        """Draw the support sets for one trajectory.
-
-        Args:
-            index (`int`): The trajectory.
-            random (`np.random.Generator`): Draws numbers of shots, and the shots.
-        """
+        """Draw support sets for one trajectory: `random` says how many shots each has, and which."""
         row = self.trajectories[index]
         ways = len(row["classes"])
         support = SupportBatch.from_rows([self._support(row["support"], random) for _ in range(self.batch_size)])

@@ -20,9 +20,10 @@ from .batches import TrajectoryBatches
 
 
 class EncodedTable:
-    """A table of examples as the backbone sees it: below the adapted layers, in `num_views` views of each to draw
-    from, and through the mean adapter, as features that are the mean of `support_views` views, see
-    [`MCDiPipeline`]. `cache_dir` keeps what the frozen lower layers make.
+    """A table of examples as the backbone sees it: below the adapted layers, in `num_views` views of each to draw from, and
+    through the mean adapter, as features `(num_views * examples, feature_dim)` that a head is imprinted from, and a
+    condition made of. With several `support_views` they are the mean of so many views, see [`MCDiPipeline`]. `cache_dir`
+    keeps what the frozen lower layers make.
     """
 
     def __init__(
@@ -37,23 +38,12 @@ class EncodedTable:
         count = max(num_views, support_views)
         views = augmented_views(inputs_of(table), count)
         self.examples = stacked.encode(views, num_views=count, cache_dir=cache_dir)
-        self.num_views, self.support_views, self.stacked = num_views, support_views, stacked
-        self.features = self.features_under(codec.mean_adapter())
-
-    def features_under(self, tensors: dict[str, torch.Tensor], rows: torch.Tensor | None = None) -> torch.Tensor:
-        """What a head is imprinted from, and a condition made of, under one adapter, key -> `(1, *shape)`: features
-        `(n, feature_dim)` of some rows, as they are, or without rows of all examples and, behind them, all their
-        views. With several support views it is their mean, whichever view a row is of.
-        """
-        tensors = {key: value.to(self.stacked.device) for key, value in tensors.items()}
-        plain = torch.arange(len(self.examples)) if rows is None else rows
-        count = self.num_views if self.support_views == 1 and rows is None else self.support_views
-        views = torch.cat([plain + view * len(self.examples) for view in range(count)])
-        features = self.stacked.features_of_all(tensors, self.examples, views)
-        if self.support_views == 1:
-            return features
-        mean = features.unflatten(0, (count, -1)).mean(dim=0)
-        return mean if rows is not None else mean.repeat(self.num_views, 1)
+        seen = num_views if support_views == 1 else support_views
+        mean_adapter = {key: value.to(stacked.device) for key, value in codec.mean_adapter().items()}
+        features = stacked.features_of_all(mean_adapter, self.examples, torch.arange(seen * len(self.examples)))
+        if support_views > 1:  # the same for a row of any view
+            features = features.unflatten(0, (seen, -1)).mean(dim=0).repeat(num_views, 1)
+        self.features = features
 
 
 class TrainingData:

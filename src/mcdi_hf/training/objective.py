@@ -22,13 +22,9 @@ OBJECTIVES = {
 
 @dataclass
 class TrainingBatch:
-    """Draws from one task: the same targets, each row with a support set of its own.
-
-    Attributes:
-        targets (`torch.Tensor` of shape `(rows, targets, tokens, token_dim)`): The local targets, encoded as residuals
-            to each row's own imprinted head, if they have one.
-        token_mask (`torch.Tensor` of shape `(rows, tokens, token_dim)`): Which numbers count.
-        support ([`SupportBatch`]): The support sets of the rows, with features.
+    """Draws from one task: the same local targets `(rows, targets, tokens, token_dim)`, each row with a support set
+    of its own, whose features it has. They are encoded as residuals to the row's own imprinted head, if they have
+    one; the token mask `(rows, tokens, token_dim)` says which numbers count.
     """
 
     targets: torch.Tensor

@@ -145,15 +145,11 @@ class MCDiTrainer:
         self.accelerator.register_for_checkpointing(_Progress(self.state, self.callbacks.callbacks), self.ema)
 
     def train(self) -> Path:
-        """Train to the end, or until a callback stops it. To be called on every process.
+        """Train to the end, or until a callback stops it, and return the folder of the best pipeline. To be called on
+        every process.
 
-        Returns:
-            The folder of the best pipeline.
-
-        Raises:
-            `OSError`: when the output folder holds an earlier run that is not resumed, when another run writes to it,
-                or when it cannot be written.
-            `FloatingPointError`: when the training diverged.
+        An `OSError` says that the output folder holds an earlier run that is not resumed, that another run writes
+        to it, or that it cannot be written; a `FloatingPointError` that the training diverged.
         """
         args, folder = self.args, self.args.output_dir / "pipeline"
         latest = latest_checkpoint(args.output_dir / "checkpoints")

@@ -11,7 +11,7 @@ from transformers import SchedulerType, get_scheduler
 from ..adapters.head import head_logits
 from ..adapters.stacked import StackedLora
 from ..data.encoded import EncodedExamples
-from ..data.episodes import SupportBatch, rows_and_labels, task_losses
+from ..data.episodes import SupportBatch, rows_and_labels, task_accuracies, task_losses
 from ..data.tasks import Task
 
 
@@ -130,10 +130,6 @@ class TaskStack:
         head = [tensors[key] for key in self.stacked.layout.head_keys] or self.head
         return head_logits(features, *head, self.class_mask)
 
-    def losses(self, tensors: dict[str, torch.Tensor], rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The mean cross-entropy of every task on rows `(N, b)`: `(N,)`."""
-        return task_losses(self.logits(tensors, rows), labels)
-
     def gradients(
         self, trained: list[torch.Tensor], rows: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,17 +158,12 @@ class TaskStack:
     @torch.no_grad()
     def query_accuracies(self, rows_at_once: int = 512) -> list[float]:
         """The share of its query that each task's adapter classifies rightly."""
-        query = [self._by_length(*rows_and_labels(task.query)) for task in self.tasks]
-        rows, labels = zip(*query)
+        rows, labels = zip(*(self._by_length(*rows_and_labels(task.query)) for task in self.tasks))
         rows = pad_sequence(rows, batch_first=True)
-        labels = pad_sequence(labels, batch_first=True, padding_value=-1)
-        labels = labels.to(self.stacked.device)
+        labels = pad_sequence(labels, batch_first=True, padding_value=-1).to(self.stacked.device)
         columns = max(1, rows_at_once // len(rows))
-        right = sum(
-            (self.logits(self.tensors, part).argmax(dim=-1) == part_labels).sum(dim=1)
-            for part, part_labels in zip(rows.split(columns, dim=1), labels.split(columns, dim=1))
-        )
-        return (right / (labels >= 0).sum(dim=1)).tolist()
+        logits = [self.logits(self.tensors, part) for part in rows.split(columns, dim=1)]
+        return task_accuracies(torch.cat(logits, dim=1), labels).tolist()
 
 
 def collect_trajectories(

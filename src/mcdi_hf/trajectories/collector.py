@@ -79,12 +79,9 @@ class TrajectoryCollector:
     def collect(self) -> TrajectoryFolder:
         """Make what is not there yet, and push it if that is asked for. To be called on every process.
 
-        Returns:
-            The data set in `OUTPUT_DIR/trajectories`, whole.
-
-        Raises:
-            `OSError`: when the disk is too small, the folder cannot be written, or another run writes to it.
-            `ValueError`: when the folder holds what was made otherwise; every difference is named.
+        Returned is the whole data set in `OUTPUT_DIR/trajectories`. An `OSError` says that the disk is too small,
+        that the folder cannot be written, or that another run writes to it; a `ValueError` that it holds what was
+        made otherwise, with every difference.
         """
         args, state = self.args, self.state
         self._check_space()

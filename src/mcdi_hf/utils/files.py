@@ -102,12 +102,8 @@ def safetensors_bytes(tensors: dict[str, torch.Tensor], metadata: dict[str, str]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object that somebody else may have written; whatever is wrong with it is an error that names the file.
-
-    Raises:
-        `FileNotFoundError`: when there is no such file.
-        `ValueError`: when it is no JSON object, holds NaN or infinity, or is larger than 64 MiB.
-    """
+    """Read a JSON object that somebody else may have written. What is wrong with it is a `ValueError` that names
+    the file: no JSON object, NaN or infinity in it, or more than 64 MiB. A missing one is a `FileNotFoundError`."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: get the whole folder again.")
     if path.stat().st_size > MAX_JSON_BYTES:
