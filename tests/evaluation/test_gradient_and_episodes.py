@@ -5,8 +5,8 @@ from PIL import Image
 from tiny import tiny_backbone, tiny_image_backbone, tiny_language_pipeline, tiny_lora_config, tiny_pipeline
 
 from mcdi_hf import StackedLora, Task
-from mcdi_hf.evaluation.gradient import frozen_features, gradient_lora
 from mcdi_hf.training.validation import generated_accuracies, query_accuracy
+from mcdi_hf.evaluation.gradient import frozen_features, gradient_lora
 
 
 SUPPORT = {"first": ["a b c", "a c", "b a"], "second": ["x y z", "z y", "x z x"]}

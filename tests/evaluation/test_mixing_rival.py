@@ -19,8 +19,8 @@ from tiny import (
 
 from mcdi_hf import AdapterLayout, EpisodeSampler, LabelledRows, StackedLora, Task, train_shared_adapter
 from mcdi_hf.adapters.head import class_means, head_logits, imprint_head
-from mcdi_hf.backbones.layers import EncodedExamples
 from mcdi_hf.training.validation import adapter_accuracies, free_accuracies
+from mcdi_hf.backbones.layers import EncodedExamples
 from mcdi_hf.trajectories.shared import initial_adapter
 
 

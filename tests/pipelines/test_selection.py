@@ -11,8 +11,8 @@ from tiny import assert_close, seeded, tiny_image_pipeline, tiny_language_pipeli
 
 from mcdi_hf import FrozenBackbone, GeneratedAdapter, MCDiPipeline
 from mcdi_hf.adapters.head import class_means, head_logits, imprint_head
-from mcdi_hf.data.augmentation import augmented_views
 from mcdi_hf.pipelines.selection import AVERAGE, FROZEN, MEAN_ADAPTER, Folds
+from mcdi_hf.data.augmentation import augmented_views
 
 
 RANDOM = np.random.default_rng(0)
