@@ -9,6 +9,7 @@ from itertools import groupby
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import save
@@ -46,7 +47,8 @@ class TrajectoryCollector:
     """
 
     def __init__(self, args: TrajectoryArguments, sources: list[Source]) -> None:
-        self.args, self.state = args, PartialState()
+        # No Accelerator, which would settle the precision of all that comes after it in this process.
+        self.args, self.state = args, PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
         where = {
             "sources": [asdict(source) for source in sources],
             "splits": ["train", args.query_split] if args.query_split else ["train"],

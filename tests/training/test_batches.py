@@ -54,9 +54,9 @@ def test_shapes_and_masks(batches: TrajectoryBatches, codec: AdapterCodec) -> No
         batch = batches.draw(index, np.random.default_rng(2))
         tokens = codec.num_lora_tokens + ways
         assert batch.targets.shape == (ROWS, TARGETS, tokens, codec.layout.token_dim)
-        assert batch.features.shape == (*batch.labels.shape, codec.layout.feature_dim)
-        assert batch.class_mask.shape == (ROWS, ways) and batch.class_mask.all()
-        assert torch.equal(batch.token_mask, codec.token_mask(batch.class_mask))
+        assert batch.support.features.shape == (*batch.support.labels.shape, codec.layout.feature_dim)
+        assert batch.support.class_mask.shape == (ROWS, ways) and batch.support.class_mask.all()
+        assert torch.equal(batch.token_mask, codec.token_mask(batch.support.class_mask))
         assert not batch.targets.masked_select(~batch.token_mask[:, None]).any()
 
 
@@ -64,7 +64,7 @@ def test_each_row_shows_a_few_examples_of_the_tasks_own_classes(batches: Traject
     support = batches.trajectories[1]["support"]
     batch = batches.draw(1, np.random.default_rng(2))
     drawn, shots = [], []
-    for features, labels in zip(batch.features, batch.labels):
+    for features, labels in zip(batch.support.features, batch.support.labels):
         own = labels >= 0
         shots.append(int(own.sum()) // WAYS[1])
         assert labels[own].tolist() == [label for label in range(WAYS[1]) for _ in range(shots[-1])]
@@ -73,7 +73,7 @@ def test_each_row_shows_a_few_examples_of_the_tasks_own_classes(batches: Traject
         assert len(set(rows.tolist())) == len(rows)
         assert all(row in support[label] for row, label in zip(rows.tolist(), labels[own].tolist()))
         drawn.append(tuple(rows.tolist()))
-    assert set(shots) == {1, 2, 3} and batch.labels.shape[1] == max(shots) * WAYS[1]
+    assert set(shots) == {1, 2, 3} and batch.support.labels.shape[1] == max(shots) * WAYS[1]
     assert len(set(drawn)) == ROWS
 
 
@@ -83,7 +83,7 @@ def test_targets_are_residuals_to_each_rows_own_imprinted_head(
     batch = batches.draw(1, np.random.default_rng(3))
     weights = torch.from_numpy(np.asarray(batches.trajectories[1]["weights"][1:]))  # the start is no target
     expected = split_weights(weights, WAYS[1], codec.layout)
-    for features, labels, targets in zip(batch.features, batch.labels, batch.targets):
+    for features, labels, targets in zip(batch.support.features, batch.support.labels, batch.targets):
         means = torch.stack([features[labels == label].mean(dim=0) for label in range(WAYS[1])])
         centre = means.mean(dim=0)
         bias = -SCALE / 2 * (means.square().sum(dim=1) - centre.square().sum())
@@ -97,9 +97,11 @@ def test_targets_are_residuals_to_each_rows_own_imprinted_head(
 
 
 def test_the_same_random_numbers_draw_the_same_batch(batches: TrajectoryBatches) -> None:
-    first, again, other = (vars(batches.draw(0, np.random.default_rng(seed))) for seed in (4, 4, 5))
-    assert first.pop("has_head") and all(torch.equal(first[name], again[name]) for name in first)
-    assert first["features"].shape != other["features"].shape or not torch.equal(first["features"], other["features"])
+    first, again, other = (batches.draw(0, np.random.default_rng(seed)) for seed in (4, 4, 5))
+    assert first.targets.equal(again.targets) and first.support.features.equal(again.support.features)
+    assert first.support.rows.equal(again.support.rows) and not (
+        first.support.rows.shape == other.support.rows.shape and first.support.rows.equal(other.support.rows)
+    )
 
 
 def test_noise_is_on_the_condition_alone_and_in_units_of_its_spread(
@@ -107,9 +109,9 @@ def test_noise_is_on_the_condition_alone_and_in_units_of_its_spread(
 ) -> None:
     noisy = make_batches(codec, condition_noise=2.0).draw(1, np.random.default_rng(6))
     clean = batches.draw(1, np.random.default_rng(6))
-    assert torch.equal(noisy.targets, clean.targets) and torch.equal(noisy.labels, clean.labels)
+    assert torch.equal(noisy.targets, clean.targets) and torch.equal(noisy.support.labels, clean.support.labels)
     spread = (batches.features - batches.features.mean(dim=0)).square().mean().sqrt().item()
-    assert (noisy.features - clean.features).std().item() == pytest.approx(2 * spread, rel=0.1)
+    assert (noisy.support.features - clean.support.features).std().item() == pytest.approx(2 * spread, rel=0.1)
 
 
 def test_the_scales_of_the_head_make_its_residual_one_in_the_mean_square(codec: AdapterCodec) -> None:
@@ -136,7 +138,7 @@ def test_without_a_head_every_row_has_the_same_targets() -> None:
     assert codec.head_std.equal(before)
     for index, ways in enumerate(WAYS):
         batch = batches.draw(index, np.random.default_rng(2))
-        assert not batch.has_head and batch.class_mask.shape == (ROWS, ways)
+        assert batch.support.class_mask.shape == (ROWS, ways)
         assert batch.targets.shape == (ROWS, TARGETS, codec.num_lora_tokens, 20)
         assert batch.token_mask.shape == (ROWS, codec.num_lora_tokens, 20)
         weights = torch.from_numpy(np.asarray(batches.trajectories[index]["weights"][1:]))

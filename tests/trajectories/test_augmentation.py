@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from mcdi_hf import Task
-from mcdi_hf.data import augmentation
+from mcdi_hf.trajectories import augmentation
 from mcdi_hf.data.augmentation import augmented_views, draw_views, random_affine, word_dropout
 
 
