@@ -31,7 +31,7 @@ class DataArguments:
     domain_column: str | None = HfArg(
         default=None, help="rows are held out by domain; None: the groups are the domains"
     )
-    mixture: Path | None = HfArg(default=None, help="several sources, as in examples/mixtures/reviews.json")
+    mixture: Path | None = HfArg(default=None, help="several sources, as in examples/reproduce/mixtures/reviews.json")
     mixture_root: Path | None = HfArg(default=None, help="a folder that holds the data sets of the mixture")
     dry_run: bool = HfArg(default=False, help="say what it would make and take, and train nothing")
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Makes the files of model_cards/mcdi-smollm2-sentiment: trajectories, then the generator.
-#   examples/release_smollm2_sentiment.sh DATA [BACKBONE]
+#   examples/reproduce/release_smollm2_sentiment.sh DATA [BACKBONE]
 # DATA is a folder that holds the data set fdu_mtl; BACKBONE is where SmolLM2-135M-Instruct lies, if not on the Hub.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 data=${1:?name the folder that holds the data set fdu_mtl}
 name=HuggingFaceTB/SmolLM2-135M-Instruct
-backbone=${2:-$name} runs=runs/smollm2 configs=examples/configs
+backbone=${2:-$name} runs=runs/smollm2 configs=examples/reproduce/configs
 
 .venv/bin/python examples/collect_trajectories.py --config $configs/smollm2_sentiment_trajectories.json \
     --mixture_root "$data" --pretrained_model_name_or_path "$backbone" --base_model_name $name \

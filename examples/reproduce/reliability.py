@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 START, END = "<!-- counts -->\n", "<!-- end of counts -->"
 COLUMNS = {"result": "as before", "changed": "otherwise", "refused": "refused by name", "lost": "lost"}

@@ -144,8 +144,8 @@ def data_arguments() -> type:
 KINDS = {"_trajectories": (data_arguments(), TrajectoryArguments), "": (MCDiTrainingArguments,)}
 CONFIGS = [
     (path, KINDS["_trajectories" if path.stem.endswith("_trajectories") else ""])
-    for path in sorted((EXAMPLES / "configs").glob("*.json"))
-    if "benchmark" not in path.stem and not path.stem.endswith("_vit")
+    for path in sorted((EXAMPLES / "reproduce" / "configs").glob("*.json"))
+    if not path.stem.endswith("_vit")
 ]
 
 
