@@ -11,7 +11,7 @@ from tiny import assert_close, class_logits, logits_in_peft, seeded, tiny_pipeli
 from mcdi_hf import FrozenBackbone, GeneratedAdapter, MCDiPipeline
 from mcdi_hf.adapters.head import class_means, head_logits, imprint_head
 from mcdi_hf.pipelines.pipeline_output import MCDiPipelineOutput
-from mcdi_hf.pipelines.selection import MEAN_OF_CANDIDATES, FROZEN, MEAN_ADAPTER, Folds
+from mcdi_hf.pipelines.selection import FROZEN, MEAN_ADAPTER, MEAN_OF_CANDIDATES, Folds
 
 
 SETTINGS = {"eta": 0.0, "num_inference_steps": 3, "temperature": 2.0}

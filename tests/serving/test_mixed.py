@@ -188,9 +188,7 @@ def test_adapters_of_other_backbones() -> None:
     other = tiny_backbone(seed=1)
     for change in ({"fingerprint": other.fingerprint, "revision": "abc"}, {"pooling": "default"}):
         wrong = dataclasses.replace(adapter, base_model=adapter.base_model | change)
-        with pytest.raises(
-            ValueError, match=f"weights {wrong.base_model['fingerprint']}, pooling .*but the backbone"
-        ):
+        with pytest.raises(ValueError, match=f"weights {wrong.base_model['fingerprint']}, pooling .*but the backbone"):
             mixed.add("p", wrong)
     with pytest.raises(ValueError, match="for the ViTForImageClassification 'tiny/vit'.*backbone is the MeanPooled"):
         mixed.add("p", make_adapter(make_codec("vit")[1]))
