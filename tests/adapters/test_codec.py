@@ -74,8 +74,8 @@ def test_without_a_head_there_are_lora_tokens_alone(token_dim: int) -> None:
 def test_a_head_is_given_where_there_is_one_and_nowhere_else() -> None:
     headed, headless = tiny_codec(), tiny_codec(task_type=None)
     for codec, head, message in (
-        (headed, None, "have the head 'classifier'"),
-        (headless, random_head(2, 3), "no head"),
+        (headed, None, "head of the adapters is 'classifier'"),
+        (headless, random_head(2, 3), "no free head"),
     ):
         tokens = torch.zeros(2, codec.num_tokens(3), 20)
         with pytest.raises(ValueError, match=message):

@@ -1,6 +1,5 @@
 """A folder of trajectories holds whole shards or none, and goes on with what was made in the same way only."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from random_trajectories import DESCRIPTION, MAX_WAYS, check_rows, files, filled
 from mcdi_hf import AdapterLayout
 from mcdi_hf.trajectories.dataset import load_trajectories
 from mcdi_hf.trajectories.description import package_versions
-from mcdi_hf.trajectories.folder import TrajectoryFolder, append_trajectories
+from mcdi_hf.trajectories.folder import TrajectoryFolder
 
 
 @pytest.fixture(scope="module")
@@ -154,51 +153,6 @@ def test_a_folder_below_a_file_is_a_clear_error(layout: AdapterLayout, tmp_path:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="Could not write .*trajectories.json: Not a directory"):
         TrajectoryFolder.create(tmp_path / "file" / "all", layout, MAX_WAYS, DESCRIPTION)
-
-
-def test_appended_trajectories_are_numbered_on(layout: AdapterLayout, tmp_path: Path) -> None:
-    trajectories = filled(tmp_path / "all", layout, range(2))
-    assert len(load_trajectories(str(tmp_path / "all"))[0]) == 2
-    filled(tmp_path / "other", layout, range(2), range(2, 5), sources=["words"])
-    append_trajectories(tmp_path / "all", tmp_path / "other")
-    before = files(tmp_path)
-    loaded, record = load_trajectories(str(tmp_path / "all"), layout)
-    assert loaded["task"][:].tolist() == list(range(7)) and loaded.features == trajectories.features
-    others = loaded.select(range(2, 7)).with_format(None).map(lambda row: {"task": row["task"] - 2})
-    check_rows(list(others), layout, range(5))
-    made = {"settings": DESCRIPTION["settings"], "sources": ["words"]}
-    assert record["appended"] == [{"first_task": 2, "last_task": 6, "made": made}]
-    assert TrajectoryFolder(tmp_path / "all").summary()["tasks"] == 7
-    with pytest.raises(ValueError, match="appended is missing here"):
-        filled(tmp_path / "all", layout)
-    filled(tmp_path / "copy", layout, range(2))
-    with pytest.raises(ValueError, match="copy was made exactly as"):
-        append_trajectories(tmp_path / "all", tmp_path / "copy")
-    shutil.rmtree(tmp_path / "copy")
-    # Interrupted before the last shard, and done again; then once more, with nothing left to do.
-    (tmp_path / "all" / "data" / "train-000004-000006.parquet").unlink()
-    for _ in range(2):
-        append_trajectories(tmp_path / "all", tmp_path / "other")
-        assert {**files(tmp_path), "all/README.md": before["all/README.md"]} == before
-    filled(tmp_path / "other", layout, range(5, 6), sources=["words"])
-    with pytest.raises(ValueError, match="before, with another number of tasks"):
-        append_trajectories(tmp_path / "all", tmp_path / "other")
-
-
-def test_only_trajectories_that_fit_are_appended(layout: AdapterLayout, tmp_path: Path) -> None:
-    filled(tmp_path / "all", layout, range(2))
-    filled(tmp_path / "same", layout, range(2))
-    filled(tmp_path / "base", layout, range(2), base_model={**DESCRIPTION["base_model"], "fingerprint": "4567"})
-    filled(tmp_path / "gap", layout, range(1, 2), sources=[])
-    before = files(tmp_path)
-    for name, message in (
-        ("same", "was made exactly as"),
-        ("base", "base_model.fingerprint is '0123' there, '4567' here"),
-        ("gap", r"are missing: \[0\]"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            append_trajectories(tmp_path / "all", tmp_path / name)
-    assert files(tmp_path) == before
 
 
 def test_package_versions_are_those_installed() -> None:

@@ -9,6 +9,7 @@ from ..adapters.codec import AdapterCodec
 from ..adapters.generated import GeneratedAdapter
 from ..adapters.stacked import StackedLora
 from ..data.episodes import SupportBatch, task_losses
+from .inputs import check_finite
 from .pipeline_output import MCDiPipelineOutput
 
 
@@ -80,6 +81,7 @@ class Selector:
                     kept, judged, made = folds.kept[members], folds.held_out[members], of_folds[members]
                 losses = self._losses(own, kept, judged, self._options(made))
                 adapters.append(self._chosen(adapter, own, candidates[task], losses, len(made)))
+                check_finite({key: value[None] for key, value in adapters[-1].tensors.items()}, first + task)
         return adapters
 
     def _chosen(

@@ -2,7 +2,7 @@
 
 import torch
 
-from mcdi_hf.trajectories.sharpness import sam_perturbation
+from mcdi_hf.trajectories.collect import sam_perturbation
 
 
 def test_sam_steps_as_far_for_a_small_gradient_as_for_a_large_one() -> None:
