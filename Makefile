@@ -16,16 +16,16 @@ quickstart: $(INSTALLED) ## Generate a first adapter with the released pipeline
 	$(VENV)/bin/python examples/quickstart.py
 
 release: $(INSTALLED) ## Make model_cards/mcdi-minilm-intents anew: make release CLINC150=<folder or Hub id>
-	examples/release_minilm_intents.sh $(CLINC150)
+	examples/reproduce/release_minilm_intents.sh $(CLINC150)
 
 release-check: $(INSTALLED) ## Load each release, generate, check its card; measure it again with DATA=<folder of data sets>
-	$(VENV)/bin/python examples/release_check.py $(if $(DATA),--data_root $(DATA))
+	$(VENV)/bin/python examples/reproduce/release_check.py $(if $(DATA),--data_root $(DATA))
 
 test: quality ## Check the style and run the tests
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 reliability: $(INSTALLED) ## Try faults and hostile inputs, and write the counts into docs/reliability.md
-	$(VENV)/bin/python examples/reliability.py
+	$(VENV)/bin/python examples/reproduce/reliability.py
 
 quality: $(INSTALLED) ## Check the style and the imports only
 	$(RUFF) check $(SOURCES)

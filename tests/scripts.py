@@ -4,14 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 from tiny import tiny_backbone
 
-from mcdi_hf import FrozenBackbone
+from mcdi_hf import FrozenBackbone, MCDiTrainingArguments, Source, TrajectoryArguments, TrajectoryCollector
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -139,7 +140,7 @@ def write_letters(folder: Path, backbone: FrozenBackbone) -> Path:
 
 @dataclass
 class Collected:
-    """What tests of the scripts after `collect_trajectories.py` start from; they only read it.
+    """What tests of all that comes after weight preparation start from; they only read it.
 
     Attributes:
         root (`Path`): The folder of all: `backbone`, `source`, and `collected` with its `trajectories`.
@@ -157,7 +158,7 @@ class Collected:
 
     @property
     def trajectories(self) -> Path:
-        """The folder that the script wrote, in which the data set is `trajectories`."""
+        """The folder that the collector wrote, in which the data set is `trajectories`."""
         return self.root / "collected"
 
     @classmethod
@@ -166,17 +167,66 @@ class Collected:
         made, backbone = cls(root), tiny_backbone()
         save_backbone(backbone, made.backbone)
         write_letters(made.source, backbone)
-        command = [EXAMPLES / "collect_trajectories.py", "--base_model_name", made.backbone]
-        command += ["--pretrained_model_name_or_path", made.backbone, "--dataset_name", made.source]
-        command += [
-            "--group_column",
-            "domain",
-            "--train_domains",
-            *DOMAINS[:2],
-            "--token_dim",
-            backbone.feature_dim + 4,
-        ]
-        command += "--ways 2 3 --examples_per_class 6 6 --rank 2 --layers 1 --shared_steps 3 --num_tasks 4".split()
-        command += "--max_stack_size 2 --query_split validation --train_batch_size 4 --max_train_steps 6".split()
-        call(*command, "--output_dir", made.trajectories)
+        arguments = collecting(made.backbone, made.trajectories, token_dim=backbone.feature_dim + 4)
+        TrajectoryCollector(arguments, [Source(str(made.source), group_column="domain")]).collect()
         return made
+
+
+def collecting(backbone: Path, output_dir: Path, **changes) -> TrajectoryArguments:
+    """Four tasks of the first two domains of [`write_source`], in two stacks."""
+    values = {
+        "pretrained_model_name_or_path": str(backbone),
+        "train_domains": DOMAINS[:2],
+        "query_split": "validation",
+        "ways": [2, 3],
+        "examples_per_class": [6, 6],
+        "rank": 2,
+        "layers": [1],
+        "token_dim": 20,
+        "shared_steps": 3,
+        "num_tasks": 4,
+        "max_stack_size": 2,
+        "train_batch_size": 4,
+        "max_train_steps": 6,
+    }
+    return TrajectoryArguments(output_dir=output_dir, **(values | changes))
+
+
+def training(output_dir: Path, **changes) -> MCDiTrainingArguments:
+    """Six steps on what [`Collected`] has, with every kind of loss, validated on the third domain."""
+    values = {
+        "validation_domains": DOMAINS[2:],
+        "validation_tasks": ["2x1", "3x2"],
+        "num_validation_episodes": 2,
+        "dim": 16,
+        "num_layers": 1,
+        "shots": [1, 3],
+        "train_batch_size": 2,
+        "tasks_per_step": 3,
+        "inner_steps": 2,
+        "max_train_steps": 6,
+        "lr_warmup_steps": 2,
+        "validation_steps": 3,
+        "checkpointing_steps": 2,
+        "checkpoints_total_limit": 9,
+        "query_split": "test",
+        "task_loss_weight": 0.5,
+        "task_loss_tasks": 3,
+        "task_loss_warmup_steps": 4,
+        "queries_per_class": 2,
+        "imprint_from": "generated",
+        "segment_weights": [1, 1, 2],
+        "max_grad_norm": 1,
+    }
+    return MCDiTrainingArguments(output_dir=output_dir, **(values | changes))
+
+
+def command_line(arguments: Any, *without: str) -> list[str]:
+    """The options that say what a dataclass says, where that is not the default."""
+    options = []
+    for field in fields(arguments):
+        value = getattr(arguments, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if value != default and field.name not in without:
+            options += [f"--{field.name}", *map(str, value if isinstance(value, list) else [value])]
+    return options

@@ -10,6 +10,7 @@ from .adapters.layout import AdapterLayout
 from .adapters.stacked import StackedLora
 from .backbones.frozen import FrozenBackbone
 from .backbones.mean_pooled import MeanPooledConfig, MeanPooledForSequenceClassification
+from .data.sources import Source, read_mixture
 from .data.tasks import EpisodeSampler, LabelledRows, Task, rotate_classes
 from .models.denoiser import MCDiDenoiser
 from .models.task_encoder import TaskEncoder
@@ -18,7 +19,11 @@ from .pipelines.pipeline_output import MCDiPipelineOutput
 from .schedulers.scheduling_local_consistency import LocalConsistencyScheduler
 from .serving.mixed import MixedAdapters, MixedAdaptersOutput
 from .serving.slot import AdapterSlot
+from .training.arguments import MCDiTrainingArguments
+from .training.trainer import MCDiTrainer
+from .trajectories.arguments import TrajectoryArguments
 from .trajectories.collect import TrajectorySettings, collect_trajectories
+from .trajectories.collector import TrajectoryCollector
 from .trajectories.dataset import load_trajectories
 from .trajectories.description import package_versions
 from .trajectories.folder import TrajectoryFolder, append_trajectories
@@ -39,19 +44,25 @@ __all__ = [
     "MCDiDenoiser",
     "MCDiPipeline",
     "MCDiPipelineOutput",
+    "MCDiTrainer",
+    "MCDiTrainingArguments",
     "MeanPooledConfig",
     "MeanPooledForSequenceClassification",
     "MixedAdapters",
     "MixedAdaptersOutput",
+    "Source",
     "StackedLora",
     "Task",
     "TaskEncoder",
+    "TrajectoryArguments",
+    "TrajectoryCollector",
     "TrajectoryFolder",
     "TrajectorySettings",
     "append_trajectories",
     "collect_trajectories",
     "load_trajectories",
     "package_versions",
+    "read_mixture",
     "rotate_classes",
     "train_shared_adapter",
 ]

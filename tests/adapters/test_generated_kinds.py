@@ -1,5 +1,6 @@
 """Generated adapters of language models and image classifiers, loaded as their cards say."""
 
+import dataclasses
 import json
 import re
 import warnings
@@ -16,6 +17,7 @@ from tiny import tiny_image_pipeline, tiny_language_pipeline
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, PreTrainedModel
 
 from mcdi_hf import FrozenBackbone, GeneratedAdapter, MCDiPipeline
+from mcdi_hf.data.episodes import SupportBatch
 
 
 RANDOM = np.random.default_rng(0)
@@ -76,8 +78,8 @@ def test_peft_loads_what_was_saved_and_says_what_the_stack_says(made: Made, tmp_
     found = class_logits(model, backbone, adapter.labels)
     examples = pipe.stacked.encode(TEXTS if backbone.is_causal_lm else IMAGES)
     own = {key: value.unsqueeze(0) for key, value in adapter.tensors.items()}
-    words = pipe.stacked.word_heads([tuple(adapter.labels)])
-    assert_close(found, pipe.stacked.logits(own, examples[torch.arange(len(examples))], words=words)[0])
+    batch = SupportBatch.from_rows([[range(len(examples)), [], []]], [tuple(adapter.labels)])
+    assert_close(found, pipe.stacked.logits(own, dataclasses.replace(batch, examples=examples))[0])
     live = adapter.load_into(backbone.classifier(num_labels=3))
     assert_close(found, class_logits(live, backbone, adapter.labels))
     assert live.config.id2label == dict(enumerate(adapter.labels))

@@ -3,7 +3,14 @@ import torch
 from tiny import tiny_backbone, tiny_language_model, tiny_lora_config
 
 from mcdi_hf import AdapterCodec, LocalConsistencyScheduler, MCDiDenoiser, TaskEncoder
-from mcdi_hf.training.objective import OBJECTIVES, ConditionalDenoiser, TrainingBatch, local_consistency_loss
+from mcdi_hf.data.episodes import SupportBatch
+from mcdi_hf.training.objective import (
+    OBJECTIVES,
+    ConditionalDenoiser,
+    TrainingBatch,
+    local_consistency_loss,
+    local_consistency_losses,
+)
 
 
 TARGETS, STEPS, WAYS, DIM = 3, 20, 3, 16
@@ -47,7 +54,7 @@ def make_batch(codec: AdapterCodec, rows: int = 48, ways: tuple[int, ...] = (WAY
     targets = torch.randn(rows, TARGETS, tokens, codec.layout.token_dim, generator=generator) * token_mask[:, None]
     features = torch.randn(rows, labels.shape[1], codec.layout.feature_dim, generator=generator)
     labels = labels.where(labels < counts[:, None], -1)
-    return TrainingBatch(targets, token_mask, features, labels, class_mask, bool(codec.layout.head_keys))
+    return TrainingBatch(targets, token_mask, SupportBatch(labels, class_mask, features=features))
 
 
 def make_scheduler(objective: str, **options) -> LocalConsistencyScheduler:
@@ -81,7 +88,7 @@ def test_the_loss_is_the_formula_of_the_paper(
     local = level / abar[tau].view(-1, 1, 1)
     theta = batch.targets[torch.arange(rows), first + segment - 1]
     x_t = local.sqrt() * theta + (1 - local).sqrt() * eps
-    error = (1 - local).sqrt() * model(x_t, t, batch) - (1 - level).sqrt() * eps
+    error = (1 - local).sqrt() * model(x_t, t, batch.support) - (1 - level).sqrt() * eps
     lora, head = batch.token_mask.clone(), batch.token_mask.clone()
     lora[:, -WAYS:], head[:, :-WAYS] = False, False
     expected = (error[lora].square().mean() + error[head].square().mean()) / 2
@@ -104,7 +111,7 @@ def test_padding_does_not_count(codec: AdapterCodec, model: ConditionalDenoiser)
     batch, changed = (make_batch(codec, ways=(2, WAYS)) for _ in range(2))
     padding = ~batch.token_mask[:, None].expand_as(batch.targets)
     changed.targets[padding] = 50.0
-    changed.features[batch.labels < 0] = 50.0
+    changed.support.features[batch.support.labels < 0] = 50.0
     scheduler = make_scheduler("mc", prediction_type="sample")
     assert padding[:, :, -1].all(dim=-1).any()  # a class that is not there, and not only the ends of tokens
     torch.testing.assert_close(loss_of(model, scheduler, changed), loss_of(model, scheduler, batch))
@@ -115,11 +122,11 @@ def test_padding_does_not_count(codec: AdapterCodec, model: ConditionalDenoiser)
 class Answer(torch.nn.Module):
     """A network that knows the answer by heart."""
 
-    def __init__(self, answer: torch.Tensor) -> None:
+    def __init__(self, codec: AdapterCodec, answer: torch.Tensor) -> None:
         super().__init__()
-        self.answer = answer
+        self.denoiser, self.answer = make_model(codec).denoiser, answer
 
-    def forward(self, sample: torch.Tensor, timesteps: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
+    def forward(self, sample: torch.Tensor, timesteps: torch.Tensor, support: SupportBatch) -> torch.Tensor:
         return self.answer
 
 
@@ -133,7 +140,7 @@ def test_matrices_and_head_count_half_each(
     answer[:, :-WAYS] += lora_error
     answer[:, -WAYS:] += head_error
     scheduler = make_scheduler("mv", prediction_type="sample", loss_weighting="unit")
-    assert loss_of(Answer(answer), scheduler, batch).item() == pytest.approx(expected, abs=1e-5)
+    assert loss_of(Answer(codec, answer), scheduler, batch).item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_wrong_number_of_segments_is_refused(codec: AdapterCodec, model: ConditionalDenoiser) -> None:
@@ -150,8 +157,7 @@ def test_without_a_head_the_matrices_are_all_there_is(headless: AdapterCodec) ->
     batch = make_batch(headless, ways=(2, WAYS))
     assert batch.targets.shape[2] == headless.num_lora_tokens
     scheduler = make_scheduler("mv", prediction_type="sample", loss_weighting="unit")
-    assert loss_of(Answer(batch.targets[:, -1] + 2), scheduler, batch).item() == pytest.approx(4, rel=1e-5)
-    assert batch.to(torch.device("cpu")).has_head is False
+    assert loss_of(Answer(headless, batch.targets[:, -1] + 2), scheduler, batch).item() == pytest.approx(4, rel=1e-5)
 
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
@@ -161,3 +167,15 @@ def test_without_a_head_gradients_reach_every_parameter_too(headless: AdapterCod
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     assert [name for name, p in model.named_parameters() if not p.grad.any()] == []
     assert any(name.startswith("task_encoder.example") for name, _ in model.named_parameters())
+
+
+@torch.no_grad()
+def test_segments_count_by_their_weights(codec: AdapterCodec, model: ConditionalDenoiser) -> None:
+    scheduler, batch = make_scheduler("mc"), make_batch(codec)
+    losses, segments = local_consistency_losses(model, scheduler, batch, torch.Generator().manual_seed(5))
+    weights = [0.0, 1.0, 3.0]
+    found = local_consistency_loss(model, scheduler, batch, torch.Generator().manual_seed(5), weights)
+    expected = sum(weights[i - 1] * loss for i, loss in zip(segments.tolist(), losses)) / len(losses)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match="expected one for each of 3 segments"):
+        local_consistency_loss(model, scheduler, batch, None, [1.0])

@@ -165,7 +165,7 @@ def test_a_language_model_is_judged_by_its_words() -> None:
     losses = loss(model, tasks, 0, generators(tasks))
     for task, found in zip(tasks, losses.tolist(), strict=True):
         support = {name: [texts[row] for row in rows] for name, rows in zip(task.classes, task.support)}
-        mean = pipe.baseline(support).load_into(backbone.classifier(num_labels=2))
+        mean = pipe(support, strength=0).adapters[0].load_into(backbone.classifier(num_labels=2))
         words = backbone.processor.convert_tokens_to_ids(list(task.classes))
         rows, labels = rows_and_labels(task.query)
         with torch.no_grad():

@@ -1,18 +1,15 @@
-"""What a trajectory holds: its steps, SAM, gauges, views, accuracies; and the start that all of them share."""
+"""What a trajectory holds: its steps, SAM, views, accuracies; and the start that all of them share."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from model_families import EXAMPLES, dinov2, llama_config, text_tasks, vit_config
+from model_families import llama_config, text_tasks
 from tiny import tiny_backbone, tiny_language_model, tiny_lora_config
 
 from mcdi_hf import AdapterLayout, StackedLora, TrajectorySettings, collect_trajectories, train_shared_adapter
-from mcdi_hf.adapters.gauge import canonical_factors
-from mcdi_hf.evaluation.gradient import frozen_features
 from mcdi_hf.data.augmentation import augmented_views
-from mcdi_hf.trajectories.dataset import split_weights
 from mcdi_hf.trajectories.shared import initial_adapter
 
 
@@ -29,6 +26,13 @@ def shifted_start(layout: AdapterLayout) -> dict[str, torch.Tensor]:
     return {key: value + 0.1 * torch.randn(value.shape) for key, value in initial_adapter(layout, seed=3).items()}
 
 
+def collect(setting, start: dict[str, torch.Tensor], tasks: list, numbers: list[int], settings: TrajectorySettings):
+    stacked, _, examples, _ = setting
+    return collect_trajectories(
+        stacked, examples, start, stacked.features_of_all(start, examples), tasks, numbers, settings
+    )
+
+
 def test_target_steps_for_any_number_of_steps() -> None:
     assert TrajectorySettings(30, 3).target_steps == [10, 20, 30]
     assert TrajectorySettings(20, 3).target_steps == [7, 13, 20]
@@ -43,7 +47,6 @@ def test_target_steps_for_any_number_of_steps() -> None:
     "settings, message",
     [
         ({"num_steps": 3, "num_targets": 4}, "num_targets is 4: expected 1 to num_steps"),
-        ({"gauge": "fixed"}, "gauge is 'fixed': expected one of 'shared_start'"),
         ({"lr_scheduler": "step"}, "lr_scheduler is 'step': expected one of linear"),
         ({"sam_rho": -1.0}, "sam_rho is -1.0"),
     ],
@@ -55,63 +58,16 @@ def test_bad_settings_are_refused(settings: dict, message: str) -> None:
 
 def test_sam_is_sam_on_each_task_alone(setting) -> None:
     """A stack of four gives each task what it gets in a stack of its own: the step uphill has a norm for each."""
-    stacked, _, examples, tasks = setting
+    stacked, _, _, tasks = setting
     start = shifted_start(stacked.layout)
     settings = TrajectorySettings(num_steps=4, num_targets=1, batch_size=4, learning_rate=0.02, sam_rho=0.5)
-    together = collect_trajectories(
-        stacked, examples, start, stacked.features_of_all(start, examples), tasks, list(range(4)), settings
-    )
+    together = collect(setting, start, tasks, list(range(4)), settings)
     plain = dataclasses.replace(settings, sam_rho=0.0)
     for number, task in enumerate(tasks):
-        (alone,) = collect_trajectories(
-            stacked, examples, start, stacked.features_of_all(start, examples), [task], [number], settings
-        )
+        (alone,) = collect(setting, start, [task], [number], settings)
         np.testing.assert_allclose(together[number]["weights"], alone["weights"], rtol=1e-4, atol=1e-4)
-        (without,) = collect_trajectories(
-            stacked, examples, start, stacked.features_of_all(start, examples), [task], [number], plain
-        )
+        (without,) = collect(setting, start, [task], [number], plain)
         assert np.abs(without["weights"][-1] - alone["weights"][-1]).max() > 1e-2
-
-
-def test_a_frozen_a_stays_and_everything_else_moves(setting) -> None:
-    stacked, _, examples, tasks = setting
-    start = shifted_start(stacked.layout)
-    settings = TrajectorySettings(num_steps=3, batch_size=4, learning_rate=0.02, gauge="frozen_a")
-    for task, row in zip(
-        tasks,
-        collect_trajectories(
-            stacked, examples, start, stacked.features_of_all(start, examples), tasks, list(range(4)), settings
-        ),
-    ):
-        tensors = split_weights(torch.from_numpy(row["weights"]), len(task.classes), stacked.layout)
-        for key, value in tensors.items():
-            moved = [not value[0].equal(snapshot) for snapshot in value[1:]]
-            assert moved == [("lora_A" not in key)] * 3, key
-
-
-def test_the_canonical_gauge_changes_factors_and_no_update(setting) -> None:
-    stacked, _, examples, tasks = setting
-    start = shifted_start(stacked.layout)
-    settings = TrajectorySettings(num_steps=6, batch_size=4, learning_rate=0.02)
-    canonical = dataclasses.replace(settings, gauge="canonical")
-    plain, fixed = (
-        collect_trajectories(
-            stacked, examples, start, stacked.features_of_all(start, examples), tasks, list(range(4)), one
-        )
-        for one in (settings, canonical)
-    )
-    for task, left, right in zip(tasks, plain, fixed):
-        left, right = (
-            split_weights(torch.from_numpy(row["weights"]), len(task.classes), stacked.layout) for row in (left, right)
-        )
-        for key in stacked.layout.head_keys:
-            assert left[key].equal(right[key])
-        for module in stacked.layout.modules:
-            a, b = module.key("lora_A"), module.key("lora_B")
-            assert not left[a].allclose(right[a], atol=1e-2)
-            torch.testing.assert_close(right[b] @ right[a], left[b] @ left[a], rtol=1e-4, atol=1e-5)
-            last = canonical_factors(left[a][-1], left[b][-1])
-            torch.testing.assert_close((right[a][-1], right[b][-1]), last, rtol=1e-5, atol=1e-6)
 
 
 def test_views_are_drawn_and_only_the_plain_one_is_judged(setting) -> None:
@@ -132,16 +88,11 @@ def test_views_are_drawn_and_only_the_plain_one_is_judged(setting) -> None:
 
 def test_training_accuracy_is_that_of_the_last_segment(setting) -> None:
     """Letters tell the classes of a task apart: trained long enough, all are right, which they are not at the start."""
-    stacked, _, examples, tasks = setting
+    stacked, _, _, tasks = setting
     start = shifted_start(stacked.layout)
     first = TrajectorySettings(num_steps=1, num_targets=1, batch_size=16, learning_rate=0.05, imprint_scale=0.0)
     long = dataclasses.replace(first, num_steps=60, num_targets=3)
-    early, late = (
-        collect_trajectories(
-            stacked, examples, start, stacked.features_of_all(start, examples), tasks, list(range(4)), one
-        )
-        for one in (first, long)
-    )
+    early, late = (collect(setting, start, tasks, list(range(4)), one) for one in (first, long))
     assert [row["train_accuracy"] for row in late] == [1.0] * 4
     for row, task in zip(early, tasks):
         assert row["losses"] == pytest.approx([np.log(len(task.classes))]) and row["train_accuracy"] < 1
@@ -159,13 +110,11 @@ def test_a_first_adapter_is_as_peft_makes_it(setting) -> None:
 
 
 def test_divergence_is_an_error(setting) -> None:
-    stacked, _, examples, tasks = setting
+    stacked, _, _, tasks = setting
     settings = TrajectorySettings(num_steps=3, num_targets=1, batch_size=4, learning_rate=1e30)
     start = initial_adapter(stacked.layout)
     with pytest.raises(ValueError, match="diverged"):
-        collect_trajectories(
-            stacked, examples, start, stacked.features_of_all(start, examples), tasks[:1], [0], settings
-        )
+        collect(setting, start, tasks[:1], [0], settings)
 
 
 @pytest.mark.parametrize("make, config", [(tiny_backbone, tiny_lora_config()), (tiny_language_model, llama_config())])
@@ -186,17 +135,8 @@ def test_the_shared_adapter_learns(make, config) -> None:
 
 def test_language_model_classes_need_words_that_differ() -> None:
     backbone = tiny_language_model()
-    weight, bias = backbone.word_head(("b", "a"))
+    weight, bias = backbone.verbalizer(("b", "a"))
     ids = backbone.processor.convert_tokens_to_ids(["b", "a"])
     assert weight.equal(backbone.model.lm_head.weight[ids]) and bias.equal(torch.zeros(2))
     with pytest.raises(ValueError, match=r"\['one', 'two'\] begin with the same token"):
-        backbone.word_head(("a", "one", "two"))
-
-
-def test_frozen_features_of_an_image_backbone_are_those_of_its_upper_layers() -> None:
-    backbone = dinov2()
-    layout = AdapterLayout.from_model(backbone.model, vit_config())
-    stacked = StackedLora(backbone, layout)
-    found = stacked.features_of_all(initial_adapter(layout), stacked.encode(EXAMPLES[True]), torch.tensor([5, 2]))
-    expected = frozen_features(backbone, [EXAMPLES[True][5], EXAMPLES[True][2]])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        backbone.verbalizer(("a", "one", "two"))

@@ -41,7 +41,8 @@ def test_an_interrupted_collection_gives_the_same_bytes(layout: AdapterLayout, t
 def test_the_card_tells_how_the_trajectories_were_made(layout: AdapterLayout, tmp_path: Path) -> None:
     trajectories = filled(tmp_path / "letters", layout, range(4))
     assert "has not been finished" in (tmp_path / "letters" / "README.md").read_text()
-    summary = trajectories.finish()
+    trajectories.finish()
+    summary = trajectories.summary()
     rows = random_rows(layout, range(4))
     assert summary["tasks"] == 4 and summary["groups"] == {"north": 2, "south": 2}
     assert summary["accuracy"] == (0.375, 0.125) and summary["train_accuracy"] == (0.75, 0.0)
@@ -167,7 +168,7 @@ def test_appended_trajectories_are_numbered_on(layout: AdapterLayout, tmp_path: 
     check_rows(list(others), layout, range(5))
     made = {"settings": DESCRIPTION["settings"], "sources": ["words"]}
     assert record["appended"] == [{"first_task": 2, "last_task": 6, "made": made}]
-    assert TrajectoryFolder(tmp_path / "all").finish()["tasks"] == 7
+    assert TrajectoryFolder(tmp_path / "all").summary()["tasks"] == 7
     with pytest.raises(ValueError, match="appended is missing here"):
         filled(tmp_path / "all", layout)
     filled(tmp_path / "copy", layout, range(2))

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -186,7 +186,13 @@ class GeneratedAdapter:
             place (`str`): The folder or the Hub id that the adapter is loaded from.
             license, include_support: As in [`GeneratedAdapter.save_pretrained`].
         """
-        return adapter_card(self, place, license, include_support)
+        if include_support and self.support is None:
+            raise ValueError(
+                "The adapter was not generated from texts in this process, so they cannot be put on its card: leave "
+                "include_support out."
+            )
+        support = self.support if include_support else None
+        return adapter_card(place, self.kind, self.labels, self.base_model, asdict(self.details), license, support)
 
     def _write(self, folder: Path, place: str, license: str | None, include_support: bool) -> None:
         card = self.card(place, license, include_support)

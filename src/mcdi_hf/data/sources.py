@@ -67,13 +67,12 @@ class Source:
         tables = load_cached_dataset(self.dataset_name)
         if missing := sorted(set(own.values()) - set(tables)):
             raise ValueError(
-                f"{self.dataset_name} has no split {missing}; it has {sorted(tables)}. Say in `splits` which of them "
-                f"to take."
+                f"{self.dataset_name} has no split {missing}; it has {sorted(tables)}. Say in `splits` which to take."
             )
         if len(set(own.values())) < len(own):
             raise ValueError(
-                f"Two of the splits of {self.dataset_name} are the same: {own}. Tasks would be judged on rows that "
-                f"they learn from; name another."
+                f"Two of the splits of {self.dataset_name} are the same, {own}, but tasks would be judged on rows that "
+                f"they learn from: name another."
             )
         return {split: self._chosen(tables[name]) for split, name in own.items()}
 
@@ -94,39 +93,45 @@ class Source:
         return table.add_column("rotation", numbers, feature=ClassLabel(names=[f"by {angle}" for angle in angles]))
 
 
-def read_mixture(path: Path, root: Path | None = None) -> list[Source]:
+def read_mixture(path: str | Path, root: str | Path | None = None) -> list[Source]:
     """Read a JSON list of the fields of [`Source`].
 
     Args:
-        path (`Path`): The file.
-        root (`Path`, *optional*): A folder with a folder for each `dataset_name`. Without it the names stand as they
-            are.
+        path (`str` or `Path`): The file.
+        root (`str` or `Path`, *optional*): A folder with a folder for each `dataset_name`. Without it the names stand as
+            they are.
     """
-    sources = [Source.from_dict(values) for values in json.loads(path.read_text())]
+    sources = [Source.from_dict(values) for values in json.loads(Path(path).read_text())]
     if root is None:
         return sources
+    root = Path(root)
     if missing := [source.dataset_name for source in sources if not (root / source.dataset_name).is_dir()]:
         raise ValueError(f"{root} has no folder {missing}; it has {sorted(path.name for path in root.iterdir())}.")
     return [replace(source, dataset_name=str(root / source.dataset_name)) for source in sources]
 
 
-def sources_of(description: dict, dataset_name: str | None) -> list[Source]:
+def sources_of(description: dict, moved: str | list[Source] | None = None) -> list[Source]:
     """Where trajectories' examples come from.
 
     Args:
         description (`dict`): Of the trajectories, with the fields of their `sources`.
-        dataset_name (`str`, *optional*): Where the one data set is now, if it was moved. It may be several sources.
+        moved (`str` or `list[Source]`, *optional*): Where they are now: the one data set, which may be several sources;
+            or all of the sources, in their order.
+
+    Raises:
+        `ValueError`: when `moved` are other sources, in anything but their place and their name.
     """
     sources = [Source.from_dict(values) for values in description["sources"]]
-    if dataset_name is None:
+    if moved is None:
         return sources
-    known = sorted({source.dataset_name for source in sources})
-    if len(known) > 1:
-        raise ValueError(
-            f"The trajectories come of {len(known)} data sets, {known}, so --dataset_name cannot say where all of them "
-            f"are: leave it out."
-        )
-    return [replace(source, dataset_name=dataset_name) for source in sources]
+    if isinstance(moved, str):
+        if len(known := sorted({source.dataset_name for source in sources})) > 1:
+            raise ValueError(f"The trajectories are of {len(known)} data sets, {known}, not of one: name all sources.")
+        return [replace(source, dataset_name=moved) for source in sources]
+    found = [replace(source, dataset_name="", name="") for source in moved]
+    if found != [replace(source, dataset_name="", name="") for source in sources]:
+        raise ValueError(f"The sources are {moved}, those of the trajectories {sources}: expected the same columns.")
+    return [replace(source, dataset_name=other.dataset_name) for source, other in zip(sources, moved)]
 
 
 def load_table(
@@ -174,15 +179,15 @@ def load_table(
     return table, spans
 
 
-def training_table(description: dict, dataset_name: str | None = None) -> tuple[Dataset, dict[str, range]]:
-    """The table that the rows of trajectories point into.
+def training_table(description: dict, moved: str | list[Source] | None = None) -> tuple[Dataset, dict[str, range]]:
+    """The table that the rows of trajectories point into, as [`load_table`] has it.
 
     Args:
         description (`dict`): Of the trajectories, with their `sources`, `splits`, `train_domains` and `rotations`.
-        dataset_name (`str`, *optional*): As in [`sources_of`].
+        moved (`str` or `list[Source]`, *optional*): As in [`sources_of`].
     """
     splits = description["splits"]
-    table, spans = load_table(sources_of(description, dataset_name), splits, description["train_domains"])
+    table, spans = load_table(sources_of(description, moved), splits, description["train_domains"])
     if not description["rotations"]:
         return table, spans
     if len(splits) > 1:

@@ -14,7 +14,7 @@ from huggingface_hub import CommitInfo, HfApi
 
 from ..adapters.layout import AdapterLayout
 from ..utils.files import write_file
-from .card import trajectory_card
+from .dataset_card import trajectory_card
 from .description import differences, read_record
 from .shards import check_shard
 
@@ -174,8 +174,8 @@ class TrajectoryFolder:
         columns["weights"] = [np.pad(values, ((0, 0), (0, width - values.shape[1]))) for values in columns["weights"]]
         self._append_table(Dataset.from_dict(columns, features=self.features).data.table)
 
-    def finish(self) -> dict:
-        """Write the card anew, with a summary of the trajectories.
+    def summary(self) -> dict:
+        """What the folder holds, when it is whole.
 
         Returns:
             `tasks`, their number; `groups`, group -> number of tasks; `accuracy` (held out) and `train_accuracy`, each
@@ -190,16 +190,18 @@ class TrajectoryFolder:
         for steps, values in zip(columns["steps"], columns["losses"]):
             for step, loss in zip(steps[1:], values):
                 losses.setdefault(step, []).append(loss)
-        summary = {
+        accuracies = {name: columns[name] for name in ("accuracy", "train_accuracy")}
+        return {
             "tasks": len(columns["task"]),
             "groups": dict(sorted(Counter(columns["group"]).items())),
-            "accuracy": (float(np.mean(columns["accuracy"])), float(np.std(columns["accuracy"]))),
-            "train_accuracy": (float(np.mean(columns["train_accuracy"])), float(np.std(columns["train_accuracy"]))),
+            **{name: (float(np.mean(values)), float(np.std(values))) for name, values in accuracies.items()},
             "losses": {step: float(np.mean(values)) for step, values in sorted(losses.items())},
             "megabytes": sum(path.stat().st_size for path in self.shards.values()) / 1e6,
         }
-        self._write_card(summary)
-        return summary
+
+    def finish(self) -> None:
+        """Write the card anew, with a summary of the trajectories, which must be whole."""
+        self._write_card(self.summary())
 
     def push_to_hub(
         self,

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,9 +59,7 @@ def write_folder(folder: Path, write: Callable[[Path], object], last: str) -> No
     try:
         write(beside)
         paths = sorted((path for path in beside.rglob("*") if path.is_file()), key=lambda path: path == beside / last)
-        for path in paths:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        _sync(paths)
         (folder / last).unlink(missing_ok=True)
         for path in paths:
             place = folder / path.relative_to(beside)
@@ -71,6 +69,28 @@ def write_folder(folder: Path, write: Callable[[Path], object], last: str) -> No
         raise OSError(could_not_write(folder, str(error))) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def replace_folder(folder: Path, part: Path) -> None:
+    """Move a folder that was written beside its place there, when it is on the disk; one that is there goes as one."""
+    _sync(part.iterdir())
+    if folder.exists():
+        delete_folder(folder)
+    os.replace(part, folder)
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete a folder under another name, because what is half deleted must not look whole."""
+    old = folder.with_name(".old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(folder, old)
+    shutil.rmtree(old)
+
+
+def _sync(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def safetensors_bytes(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:

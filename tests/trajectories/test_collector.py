@@ -1,0 +1,307 @@
+"""Weight preparation: killed, spread over processes, out of space, dry, and on every family of backbones."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from fake_hub import FakeHub
+from peft import LoraConfig, get_peft_model_state_dict
+from scripts import (
+    CLASSES,
+    DOMAINS,
+    EXAMPLES,
+    LAUNCH,
+    call,
+    collecting,
+    command_line,
+    run_each,
+    save_backbone,
+    start,
+    write_letters,
+    write_split,
+)
+from tiny import in_peft, tiny_backbone, tiny_image_backbone, tiny_image_dataset, tiny_language_model
+
+from mcdi_hf import (
+    AdapterLayout,
+    FrozenBackbone,
+    Source,
+    TrajectoryArguments,
+    TrajectoryCollector,
+    TrajectoryFolder,
+    load_trajectories,
+)
+from mcdi_hf.trajectories.dataset import split_weights
+
+
+SCRIPT, NUM_TASKS = EXAMPLES / "collect_trajectories.py", 12
+
+
+class Setting:
+    """A tiny backbone and data set, and what is made of them, long enough that a run can be caught in the middle."""
+
+    def __init__(self, root: Path) -> None:
+        backbone = tiny_backbone()
+        self.root, self.backbone = root, save_backbone(backbone, root / "backbone")
+        self.sources = [Source(str(write_letters(root / "source", backbone)), group_column="domain")]
+
+    def arguments(self, folder: Path, **changes) -> TrajectoryArguments:
+        values = {"shared_steps": 60, "max_train_steps": 24, "num_tasks": NUM_TASKS}
+        return collecting(self.backbone, folder, **(values | changes))
+
+    def collect(self, folder: Path, **changes) -> TrajectoryFolder:
+        return TrajectoryCollector(self.arguments(folder, **changes), self.sources).collect()
+
+    def command(self, folder: Path, **changes) -> list:
+        """The script's command for the same."""
+        data = ["--dataset_name", self.sources[0].dataset_name, "--group_column", "domain"]
+        return [SCRIPT, *data, *command_line(self.arguments(folder, **changes))]
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return Setting(tmp_path_factory.mktemp("collect"))
+
+
+@pytest.fixture(scope="module")
+def straight(setting: Setting) -> Path:
+    """The folder of a run that nothing disturbed."""
+    return setting.collect(setting.root / "straight").folder.parent
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    """Every shard that a loader would see, checked to be whole."""
+    found = {}
+    for path in sorted((folder / "trajectories" / "data").glob("*.parquet")):
+        first, last = (int(number) for number in path.stem.split("-")[1:])
+        assert pyarrow.parquet.read_table(path)["task"].to_pylist() == list(range(first, last + 1))
+        found[path.name] = path.read_bytes()
+    return found
+
+
+def visible(folder: Path) -> dict[str, bytes]:
+    """Every file of a run but its lock and those that are marked as half."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".part" and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL the process and all that it started, which a launcher puts into sessions of their own."""
+    for one in (*psutil.Process(process.pid).children(recursive=True), process):
+        one.kill()
+    process.communicate()
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+
+
+def test_the_script_makes_what_the_collector_makes_and_tells_it(
+    setting: Setting, straight: Path, tmp_path: Path
+) -> None:
+    printed = call(*setting.command(tmp_path / "run"))
+    assert visible(tmp_path / "run") == visible(straight)
+    trajectories, made = load_trajectories(str(straight / "trajectories"))
+    assert f"{NUM_TASKS} trajectories" in printed and len(trajectories) == NUM_TASKS
+    for group in set(trajectories["group"][:]):
+        count = list(trajectories["group"][:]).count(group)
+        assert any(line.split() == [group, str(count)] for line in printed.splitlines())
+    assert f"{np.mean(trajectories['accuracy'][:]):.3f}" in printed
+    assert made["settings"]["num_steps"] == 24 and made["stack_size"] == 2
+    assert list(trajectories[0]["steps"]) == [0, 8, 16, 24] and np.ptp(trajectories[0]["weights"], axis=0).any()
+
+
+def test_a_run_that_is_killed_twice_continues_to_the_same_bytes(
+    setting: Setting, straight: Path, tmp_path: Path
+) -> None:
+    folder, hidden = tmp_path / "killed", tmp_path / "hidden"
+    command = setting.command(folder, cache_dir=hidden)  # the undisturbed run has the hidden states in memory
+    process = start(*command)
+    wait_for(process, lambda: any(hidden.glob("*.npy")))
+    kill(process)  # the shared start is on its way
+    assert visible(folder) == {}
+    (folder / ".shared_adapter.safetensors.part").write_bytes(b"half")
+    process = start(*command)
+    wait_for(process, lambda: len(list(folder.glob("trajectories/data/*.parquet"))) >= 2)
+    kill(process)
+    before = times(folder)
+    assert 2 <= len(shards(folder)) < NUM_TASKS / 2
+    (folder / "trajectories" / "data" / f".train-{NUM_TASKS - 2:06d}-{NUM_TASKS - 1:06d}.parquet.part").write_bytes(
+        b""
+    )
+    setting.collect(folder, cache_dir=hidden)
+    assert len(shards(folder)) == NUM_TASKS / 2 and visible(folder) == visible(straight)
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing was computed twice
+    assert len(list(hidden.glob("*.npy"))) == 1
+
+
+def test_two_processes_make_what_one_does_and_one_finishes_what_two_began(
+    setting: Setting, straight: Path, tmp_path: Path
+) -> None:
+    launch, folder = [*LAUNCH, "--num_processes", "2"], tmp_path / "killed"
+    call(*launch, *setting.command(tmp_path / "two"))
+    assert visible(tmp_path / "two") == visible(straight)
+    # Each process takes every second stack: one that stands still leaves its own out, and nobody else makes them.
+    names = list(shards(straight))
+    process = start(*launch, *setting.command(folder))
+    wait_for(process, lambda: any(folder.glob("trajectories/data/*.parquet")))
+    workers = psutil.Process(process.pid).children(recursive=True)
+    (second,) = [worker for worker in workers if worker.environ().get("RANK") == "1"]
+    second.suspend()
+    wait_for(process, lambda: set(names[::2]) <= shards(folder).keys())
+    time.sleep(0.5)  # enough for a stack more
+    kill(process)
+    assert not set(names[1::2]) <= shards(folder).keys()
+    before = times(folder)
+    setting.collect(folder)
+    assert visible(folder) == visible(straight)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_more_tasks_extend_the_data_set_and_go_to_the_hub(
+    hub: FakeHub, setting: Setting, straight: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    before, whole = times(folder), shards(folder)
+    setting.collect(folder, num_tasks=NUM_TASKS + 3, push_to_hub=True, hub_dataset_id="tester/trajectories")
+    assert whole.items() < shards(folder).items()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    local, record = load_trajectories(str(folder / "trajectories"))
+    assert local["task"][:].tolist() == list(range(NUM_TASKS + 3))
+    pushed, made = load_trajectories("tester/trajectories")
+    assert made == record and pushed.features == local.features
+    for one, two in zip(pushed.with_format(None), local.with_format(None), strict=True):
+        assert one == two
+
+
+def test_a_disk_or_a_folder_that_cannot_be_written_is_one_clear_line(setting: Setting, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    commands = {
+        "below": setting.command(tmp_path / "file" / "below"),
+        "start": setting.command(tmp_path / "start"),
+        "shard": setting.command(tmp_path / "shard"),
+        "huge": setting.command(tmp_path / "huge", num_tasks=10**9),
+    }
+    # 1500 bytes are fewer than the shared start takes, 6000 more than that but fewer than a shard.
+    ended = run_each(commands, {"start": 1500, "shard": 6000})
+    said = {name: text for name, (_, _, text) in ended.items()}
+    for name, (code, printed, text) in ended.items():
+        assert code == 1 and not printed
+        assert text.splitlines()[-1].startswith("error: ") and "Traceback" not in text, name
+    assert "Not a directory" in said["below"]
+    for name, file in (("start", "shared_adapter.safetensors"), ("shard", "train-000000-000001.parquet")):
+        line = said[name].splitlines()[-1]
+        assert f"{file}: File too large" in line and "run the same command again" in line
+    assert [path.name for path in (tmp_path / "start").rglob("*")] == [".lock"]
+    assert shards(tmp_path / "shard") == {} and not list((tmp_path / "shard").rglob("*.part"))
+    assert "MB left; the trajectories need" in said["huge"] and not (tmp_path / "huge").exists()
+    assert "lower layers" in said["shard"] and "lower layers" not in said["huge"]  # refused before the work
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"rank": 3}, "lora_config.r is 2 there, 3 here"),
+        ({"learning_rate": 0.5}, "settings.learning_rate is 0.001 there, 0.5 here"),
+        ({"num_targets": 2}, "settings.num_targets is 3 there, 2 here"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_named(
+    setting: Setting, straight: Path, changes: dict, message: str
+) -> None:
+    before = visible(straight)
+    with pytest.raises(ValueError, match=message):
+        setting.collect(straight, **changes)
+    assert visible(straight) == before
+    setting.collect(straight)  # the lock was given back
+    assert visible(straight) == before
+
+
+def test_leaks_and_unknown_domains_are_named(setting: Setting, tmp_path: Path) -> None:
+    classes = ", ".join(f"'{DOMAINS[1]}/{DOMAINS[1]}_{number}'" for number in range(CLASSES))
+    for changes, message in (
+        ({"held_out_domains": DOMAINS[1:]}, f"training and held_out share the classes .{classes}"),
+        ({"train_domains": None, "held_out_domains": ["east"]}, r"no domains \['east'\] to hold out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            setting.collect(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_tells_and_writes_nothing(setting: Setting, tmp_path: Path) -> None:
+    printed = call(*setting.command(tmp_path / "dry", max_stack_size=999), "--dry_run")
+    plenty = {line[:16].strip(): line[17:] for line in printed.splitlines()}
+    assert list(plenty) == ["tasks", "examples", "weights", "stacks", "data set", "estimated time"]
+    assert plenty["tasks"] == f"{NUM_TASKS}, of 8 classes in 2 groups"
+    assert plenty["weights"].startswith("128 LoRA weights in 8 tokens")
+
+    def dry_run(budget: float) -> dict[str, str]:
+        arguments = setting.arguments(tmp_path / "dry", max_stack_size=999, memory_budget=budget)
+        return TrajectoryCollector(arguments, setting.sources).dry_run()
+
+    sizes = [int(found["stacks"].split()[0]) for found in (dry_run(0.0005), plenty)]
+    assert 1 <= sizes[0] < sizes[1]
+    with pytest.raises(ValueError, match="One task takes .* more than the budget"):
+        dry_run(0.00001)
+    assert not (tmp_path / "dry").exists()
+
+
+SMALL = {"query_split": None, "train_domains": None, "num_tasks": 4}
+
+
+def test_images_with_rotations_and_views(tmp_path: Path) -> None:
+    folder = save_backbone(tiny_image_backbone(), tmp_path / "vit")
+    write_split(tmp_path / "omniglot", "train", tiny_image_dataset(rows_per_class=6))
+    own = {"pooling": "default", "rotations": True, "num_views": 2, "target_modules": ["q_proj", "v_proj"]}
+    own |= {"examples_per_class": [4, 4], "queries_per_class": 2, "layers": [1, 2]}
+    arguments = collecting(folder, tmp_path / "made", **SMALL, **own)
+    source = Source(str(tmp_path / "omniglot"), "character", ("image",), "alphabet")
+    TrajectoryCollector(arguments, [source]).collect()
+    trajectories, made = load_trajectories(str(tmp_path / "made" / "trajectories"))
+    classes = {name for row in trajectories["classes"][:] for name in row}
+    assert any(name.endswith("rotated 90") for name in classes) and not all("rotated" in name for name in classes)
+    layout = AdapterLayout.from_dict(made["layout"])
+    row = trajectories[0]
+    tensors = split_weights(torch.from_numpy(row["weights"]), len(row["classes"]), layout)
+    layout.check(tensors)
+    trained = FrozenBackbone.from_pretrained(str(folder), pooling="default")
+    model = in_peft(trained, LoraConfig(**made["lora_config"]), tensors, -1)
+    state = get_peft_model_state_dict(model)
+    assert state.keys() == tensors.keys() and all(state[key].equal(tensors[key][-1]) for key in state)
+    assert made["lora_config"]["modules_to_save"] == ["classifier"] and made["num_views"] == 2
+
+
+def test_a_language_model_and_a_mixture_with_pairs(tmp_path: Path) -> None:
+    folder = save_backbone(tiny_language_model(), tmp_path / "llama")
+    random = np.random.default_rng(0)
+    labels = [index % 2 for index in range(24)]
+    for name, columns, names in (("single", ["text"], ["a", "b"]), ("pairs", ["one", "two"], ["x", "y"])):
+        features = Features({column: Value("string") for column in columns} | {"label": ClassLabel(names=names)})
+        rows = {column: [" ".join(random.choice(list("abcdefgh"), size=4)) for _ in labels] for column in columns}
+        write_split(tmp_path / name, "train", Dataset.from_dict(rows | {"label": labels}, features=features))
+    sources = [Source(str(tmp_path / "single")), Source(str(tmp_path / "pairs"), input_columns=("one", "two"))]
+    own = {"pooling": "last_token", "ways": [2, 2], "target_modules": ["q_proj", "v_proj"], "layers": [2]}
+    TrajectoryCollector(collecting(folder, tmp_path / "made", **SMALL, **own), sources).collect()
+    trajectories, made = load_trajectories(str(tmp_path / "made" / "trajectories"))
+    found = {(group, *sorted(classes)) for group, classes in zip(trajectories["group"][:], trajectories["classes"][:])}
+    assert found == {("single", "a", "b"), ("pairs", "x", "y")}
+    layout = AdapterLayout.from_dict(made["layout"])
+    assert layout.head_name is None and trajectories[0]["weights"].shape == (4, layout.numel)
+    assert made["lora_config"]["task_type"] == "CAUSAL_LM"
