@@ -21,7 +21,7 @@ release: $(INSTALLED) ## Make model_cards/mcdi-minilm-intents anew: make release
 release-check: $(INSTALLED) ## Load each release, generate, check its card; measure it again with DATA=<folder of data sets>
 	$(VENV)/bin/python examples/reproduce/release_check.py $(if $(DATA),--data_root $(DATA))
 
-test: quality ## Check the style and run the tests
+test: quality ## Check the style and the imports, and run the tests
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 reliability: $(INSTALLED) ## Try faults and hostile inputs, and write the counts into docs/reliability.md

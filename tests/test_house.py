@@ -1,5 +1,8 @@
 """The floors of the package, see `[importlinter]` in setup.cfg."""
 
+import ast
+import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -50,3 +53,18 @@ def test_the_linter_sees_ways_up_circles_and_rooms_without_a_floor(wrong, said, 
 def test_nothing_is_imported_for_annotations_alone() -> None:
     assert FILES
     assert not [str(file) for file in FILES if "TYPE_CHECKING" in file.read_text()]
+
+
+def test_whatever_the_package_imports_is_declared() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    declared = set(re.findall(r"^[A-Za-z_]+", setup["options"]["install_requires"], re.MULTILINE))
+    imported = set()
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
+    imported = {{"PIL": "pillow"}.get(name, name) for name in imported - sys.stdlib_module_names}
+    assert "torch" in imported and not imported - declared
