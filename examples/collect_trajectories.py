@@ -3,7 +3,7 @@
     python examples/collect_trajectories.py --dataset_name CLINC150 --label_column intent --group_column domain \
         --held_out_domains utility work small_talk meta oos --query_split validation --output_dir runs/intents
 
-    accelerate launch examples/collect_trajectories.py --mixture examples/mixtures/binary.json --ways 2 2 ...
+    accelerate launch examples/collect_trajectories.py --mixture FILE --ways 2 2 ...
 
 An interrupted run continues where it stopped, on any number of processes: each stack of tasks is a file of its own.
 `--dry_run` says what a run would make and take, and trains nothing.
@@ -31,7 +31,7 @@ class DataArguments:
     domain_column: str | None = HfArg(
         default=None, help="rows are held out by domain; None: the groups are the domains"
     )
-    mixture: Path | None = HfArg(default=None, help="several sources, as in examples/reproduce/mixtures/reviews.json")
+    mixture: Path | None = HfArg(default=None, help="a JSON file of several sources, see read_mixture")
     mixture_root: Path | None = HfArg(default=None, help="a folder that holds the data sets of the mixture")
     dry_run: bool = HfArg(default=False, help="say what it would make and take, and train nothing")
 

@@ -225,9 +225,7 @@ def test_a_mixture_is_looked_up_under_the_root(root: Path) -> None:
         read_mixture(path, str(root))
 
 
-@pytest.mark.parametrize(
-    "path", sorted((EXAMPLES / "reproduce" / "mixtures").glob("*.json")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("**/mixtures/*.json")), ids=lambda path: path.stem)
 def test_the_mixtures_of_the_examples_are_read(path: Path) -> None:
     assert read_mixture(path)
 

@@ -144,9 +144,10 @@ def data_arguments() -> type:
 KINDS = {"_trajectories": (data_arguments(), TrajectoryArguments), "": (MCDiTrainingArguments,)}
 CONFIGS = [
     (path, KINDS["_trajectories" if path.stem.endswith("_trajectories") else ""])
-    for path in sorted((EXAMPLES / "reproduce" / "configs").glob("*.json"))
-    if not path.stem.endswith("_vit")
+    for path in sorted(EXAMPLES.glob("**/configs/*.json"))
+    if "benchmark" not in str(path.relative_to(EXAMPLES)) and not path.stem.endswith("_vit")
 ]
+assert CONFIGS
 
 
 @pytest.mark.parametrize("path, kinds", CONFIGS, ids=[path.stem for path, _ in CONFIGS])
@@ -157,3 +158,4 @@ def test_the_configs_are_known_to_their_scripts(path: Path, kinds: tuple) -> Non
     assert {name: values[name] for name in wanted} == wanted | {
         k: Path(wanted[k]) for k in ("mixture",) if k in wanted
     }
+    assert "mixture" not in wanted or (EXAMPLES.parent / wanted["mixture"]).is_file()
