@@ -196,6 +196,11 @@ def training_table(description: dict, moved: str | list[Source] | None = None) -
     return table, {splits[0]: range(len(table))}
 
 
+def domains_of(sources: list[Source]) -> list[str]:
+    """The names of all domains that training splits have rows of."""
+    return load_table(sources, ["train"], None)[0].features["domain"].names
+
+
 def inputs_of(table: Dataset) -> list:
     """What a backbone encodes of each row of [`load_table`]: a text, a pair of texts, or a PIL image."""
     inputs = table["input"][:]

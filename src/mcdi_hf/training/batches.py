@@ -16,19 +16,15 @@ class TrajectoryBatches:
     """Makes the batches of the inner loops. The optimiser of a task saw all its data; the condition shows a few shots.
 
     Args:
-        trajectories (`datasets.Dataset`):
-            A trajectory data set in numpy format.
-        features (`torch.Tensor` of shape `(rows, feature_dim)`):
-            What the head reads under the mean adapter, for the source data set that `support` points into.
-        codec (`AdapterCodec`):
-            The fitted codec.
-        shots (`tuple[int, int]`):
-            The least and the greatest number of support examples a class, see [`draw_shots`].
-        batch_size (`int`):
-            Rows of a batch.
-        condition_noise (`float`, *optional*, defaults to 0.0):
-            Standard deviation of the noise on the features that the generator sees, in units of their own spread. A
-            few dozen training classes are soon learnt by heart; noise on the input is Tikhonov's remedy (Bishop 1995).
+        trajectories (`datasets.Dataset`): A trajectory data set in numpy format.
+        features (`torch.Tensor` of shape `(rows, feature_dim)`): What the head reads under the mean adapter, for the
+            source data set that `support` points into.
+        codec (`AdapterCodec`): The fitted codec.
+        shots (`tuple[int, int]`): The least and the greatest number of support examples a class, see [`draw_shots`].
+        batch_size (`int`): Rows of a batch.
+        condition_noise (`float`, *optional*, defaults to 0.0): Standard deviation of the noise on the features that the
+            generator sees, in units of their own spread. A few dozen training classes are soon learnt by heart; noise
+            on the input is Tikhonov's remedy (Bishop 1995).
     """
 
     def __init__(

@@ -60,14 +60,9 @@ def local_consistency_loss(
     generator: torch.Generator | None = None,
     segment_weights: list[float] | None = None,
 ) -> torch.Tensor:
-    """Mc-Di's loss, or Mv-Di's or Tw-Di's, as the scheduler is set: the mean of [`local_consistency_losses`].
+    """Mc-Di's loss, or Mv-Di's or Tw-Di's, as the scheduler is set: the mean of [`local_consistency_losses`], a scalar.
 
-    Args:
-        model, scheduler, batch, generator: As in [`local_consistency_losses`].
-        segment_weights (`list[float]`, *optional*): How much the loss of each segment counts; all 1 by default.
-
-    Returns:
-        A scalar.
+    `segment_weights` say how much the loss of each segment counts; all 1 by default.
     """
     losses, segments = local_consistency_losses(model, scheduler, batch, generator)
     if segment_weights is None:
@@ -92,14 +87,11 @@ def local_consistency_losses(
     count half each, however many numbers they have; without a head the matrices are all there is.
 
     Args:
-        model (`ConditionalDenoiser`):
-            The network.
-        scheduler (`LocalConsistencyScheduler`):
-            With `num_segments` equal to the number of targets, or 1 to learn from the last target only.
-        batch (`TrainingBatch`):
-            The draws.
-        generator (`torch.Generator`, *optional*):
-            Makes segments, timesteps and noise reproducible.
+        model (`ConditionalDenoiser`): The network.
+        scheduler (`LocalConsistencyScheduler`): With `num_segments` equal to the number of targets, or 1 to learn from
+            the last target only.
+        batch (`TrainingBatch`): The draws.
+        generator (`torch.Generator`, *optional*): Makes segments, timesteps and noise reproducible.
 
     Returns:
         The losses and the segments, from 1, that they are of: `(rows,)` each.

@@ -27,25 +27,18 @@ def reptile_step(
     would average the gradients of different tasks inside the inner loop.
 
     Args:
-        accelerator (`Accelerator`):
-            The run's.
-        model (`nn.Module`):
-            The unwrapped model, the same on every process.
-        optimizer (`torch.optim.Optimizer`):
-            The outer optimizer over `model.parameters()`.
-        num_tasks (`int`):
-            Tasks of this step, over all processes; 0 leaves the inner loop out.
-        task_loss (`Callable`):
-            `(clone, task, inner_step) -> scalar`; the task counts from 0 over all processes.
-        inner_steps (`int`, *optional*, defaults to 3):
-            SGD steps of a clone. With 1 the difference is the gradient: training on a single level.
-        inner_learning_rate (`float`, *optional*, defaults to 0.005):
-            Their learning rate, the paper's eta.
-        max_grad_norm (`float`, *optional*):
-            Clip the outer gradient to this norm.
-        outer_loss (`Callable`, *optional*):
-            `(model) -> scalar`, a loss of the model itself; the sum over the processes counts. Its gradient is added
-            as if the inner loops had followed it, too: `inner_steps * inner_learning_rate` times.
+        accelerator (`Accelerator`): The run's.
+        model (`nn.Module`): The unwrapped model, the same on every process.
+        optimizer (`torch.optim.Optimizer`): The outer optimizer over `model.parameters()`.
+        num_tasks (`int`): Tasks of this step, over all processes; 0 leaves the inner loop out.
+        task_loss (`Callable`): `(clone, task, inner_step) -> scalar`; the task counts from 0 over all processes.
+        inner_steps (`int`, *optional*, defaults to 3): SGD steps of a clone. With 1 the difference is the gradient:
+            training on a single level.
+        inner_learning_rate (`float`, *optional*, defaults to 0.005): Their learning rate, the paper's eta.
+        max_grad_norm (`float`, *optional*): Clip the outer gradient to this norm.
+        outer_loss (`Callable`, *optional*): `(model) -> scalar`, a loss of the model itself; the sum over the processes
+            counts. Its gradient is added as if the inner loops had followed it, too: `inner_steps *
+            inner_learning_rate` times.
 
     Returns:
         The mean inner loss over tasks and steps, and the outer loss; 0 for one that is left out.

@@ -23,16 +23,7 @@ def bytes_per_task(stacked: StackedLora, examples: EncodedExamples, task: Task, 
     """The memory that one more task in a stack takes: measured on one pass, not guessed from the architecture.
 
     The pass is forward only, over a batch of the longest examples; PyTorch tells which tensors it keeps for the
-    backward pass. The optimiser's state and the snapshots are added.
-
-    Args:
-        stacked (`StackedLora`): The adapted layers.
-        examples (`EncodedExamples`): The data set that the task's rows point into.
-        task (`Task`): One with the greatest number of classes.
-        settings (`TrajectorySettings`): Gives the batch size and the number of targets.
-
-    Returns:
-        Bytes, on the device of the backbone.
+    backward pass. The optimiser's state and the snapshots are added. The task is one with the most classes.
     """
     stack = blank_stack(stacked, examples, [task])
     tensors = {key: value.requires_grad_() for key, value in stack.tensors.items()}
@@ -58,11 +49,7 @@ def bytes_per_task(stacked: StackedLora, examples: EncodedExamples, task: Task, 
 
 
 def stack_size_for(budget: int, per_task: int) -> int:
-    """The number of tasks that fit into `budget` bytes at `per_task` bytes each.
-
-    Raises:
-        `ValueError`: when not even one does.
-    """
+    """The number of tasks that fit into `budget` bytes at `per_task` bytes each, which must be one at least."""
     if budget < per_task:
         raise ValueError(
             f"One task takes {per_task / 2**20:.0f} MiB, more than the budget of {budget / 2**20:.0f} MiB: raise the "

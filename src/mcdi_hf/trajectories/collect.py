@@ -75,20 +75,14 @@ class TaskStack:
     """The adapters of several tasks on the way: their tensors, their batches, and their losses.
 
     Args:
-        stacked (`StackedLora`):
-            The adapted layers.
-        examples (`EncodedExamples`):
-            The data set that the tasks' rows point into.
-        start (`dict[str, torch.Tensor]`):
-            The shared start, key -> `(1, *shape)`, without a head: that is imprinted from the task's support, or made
-            of words. It is trained if the layout has one, and stays what it is otherwise.
-        start_features (`torch.Tensor` of shape `(rows, feature_dim)`, *optional*):
-            What the head reads of every example under the start, `stacked.features_of_all(start, examples)`: made once
-            for all tasks. A language model needs none.
-        tasks (`list[Task]` of length `N`):
-            The tasks, with any numbers of classes.
-        scale (`float`):
-            The sharpness of the imprinted head.
+        stacked (`StackedLora`): The adapted layers.
+        examples (`EncodedExamples`): The data set that the tasks' rows point into.
+        start (`dict[str, torch.Tensor]`): The shared start, key -> `(1, *shape)`, without a head: that is imprinted from
+            the task's support and trained on; a verbalizer stays what it is.
+        start_features (`torch.Tensor` of shape `(rows, feature_dim)`, *optional*): What the head reads of every example
+            under the start, made once for all tasks. A language model needs none.
+        tasks (`list[Task]` of length `N`): The tasks, with any numbers of classes.
+        scale (`float`): The sharpness of the imprinted head.
     """
 
     def __init__(

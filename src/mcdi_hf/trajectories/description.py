@@ -29,12 +29,7 @@ def read_record(path: Path) -> tuple[dict, AdapterLayout]:
 
 
 def differences(there: dict, here: dict) -> list[str]:
-    """Say what differs between two records of `trajectories.json`, each by its dotted path with both values.
-
-    Args:
-        there (`dict`): The record on disk or on the Hub.
-        here (`dict`): The record at hand.
-    """
+    """Say what differs between a record on disk or on the Hub and the one at hand, by its dotted path with both values."""
     if there == here:
         return []
     found = _differences(_by_module(there), _by_module(here), "")

@@ -216,11 +216,7 @@ class TrajectoryFolder:
 
         Args:
             repo_id (`str`): `user/name`; the repository is made if need be.
-            private (`bool`, *optional*): Whether a new repository is private.
-            token (`str`, *optional*): A token with write access; the saved one by default.
-            create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead of pushing.
-            revision (`str`, *optional*): The branch to push to; the main one by default.
-            commit_message (`str`, *optional*, defaults to `"Upload trajectories"`): The commit's.
+            private, token, create_pr, revision, commit_message: As in `huggingface_hub`.
 
         Raises:
             `ValueError`: when tasks are missing, see [`TrajectoryFolder.check_whole`].

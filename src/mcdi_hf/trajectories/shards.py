@@ -10,13 +10,9 @@ from datasets import Features
 def check_shard(path: Path, numbers: range, features: Features) -> None:
     """Refuse a Parquet file that is damaged, or holds anything but the trajectories of some tasks.
 
-    All of it is read, a few rows at a time. The checksums of its pages are compared if it has any; shards of earlier
-    versions have none, and a flipped bit that leaves a weight finite is not seen in them.
-
-    Args:
-        path (`Path`): The file.
-        numbers (`range`): The tasks that its name promises.
-        features (`Features`): The columns, see [`trajectory_features`].
+    All of it is read, a few rows at a time, and must hold the tasks `numbers` that its name promises. The checksums of
+    its pages are compared if it has any; shards of earlier versions have none, and a flipped bit that leaves a weight
+    finite is not seen in them.
     """
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:

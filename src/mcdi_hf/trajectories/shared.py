@@ -18,8 +18,7 @@ from ..data.tasks import EpisodeSampler, Task
 def initial_adapter(layout: AdapterLayout, seed: int = 0) -> dict[str, torch.Tensor]:
     """PEFT's own initialisation of one LoRA adapter: `lora_A` uniform within 1 / sqrt(in_features), `lora_B` zero.
 
-    Returns:
-        Key -> tensor of shape `(1, *shape)`, without a head.
+    Key -> tensor of shape `(1, *shape)`, without a head.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -34,11 +33,8 @@ def initial_adapter(layout: AdapterLayout, seed: int = 0) -> dict[str, torch.Ten
 def episode_logits(
     stacked: StackedLora, tensors: dict[str, torch.Tensor], scale: float, examples: EncodedExamples, task: Task
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Classify a task's query by a head that needs no training, support and query both seen through one adapter.
-
-    Returns:
-        Logits `(1, queries, classes)` and labels `(1, queries)`.
-    """
+    """Classify a task's query by a head that needs no training, support and query both seen through one adapter: logits
+    `(1, queries, classes)` and labels `(1, queries)`."""
     support, query = (SupportBatch.from_tasks([task], part, stacked.device) for part in ("support", "query"))
     if stacked.backbone.is_causal_lm:
         features = stacked.features(tensors, examples[query.rows[0]])
@@ -51,19 +47,10 @@ def episode_logits(
 def imprint_scale_for(
     stacked: StackedLora, tensors: dict[str, torch.Tensor], examples: EncodedExamples, scale: float = 10.0
 ) -> float:
-    """The sharpness of an imprinted head that features of any size need.
+    """The sharpness of an imprinted head that features of any size need: `scale` over their variance.
 
     Sentence encoders make features of length 1, vision transformers some of length 10, and a head's logits grow with
-    its square.
-
-    Args:
-        stacked (`StackedLora`): The adapted layers.
-        tensors (`dict[str, torch.Tensor]`): One adapter, key -> `(1, *shape)`.
-        examples (`EncodedExamples`): A data set; some 500 of its examples are looked at.
-        scale (`float`, *optional*, defaults to 10.0): What features of variance 1 would need.
-
-    Returns:
-        `scale` over the mean squared distance of the features from their mean.
+    its square. Some 500 of the examples are looked at, through one adapter, key -> `(1, *shape)`.
     """
     rows = torch.arange(0, len(examples), max(1, len(examples) // 500))
     features = stacked.features_of_all(tensors, examples, rows)

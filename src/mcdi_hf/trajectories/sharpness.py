@@ -6,8 +6,7 @@ import torch
 def sam_perturbation(gradients: list[torch.Tensor], rho: float) -> list[torch.Tensor]:
     """The step uphill of sharpness-aware minimisation, `rho * g / |g|`, for every task with a norm of its own.
 
-    Foret et al. 2021, "Sharpness-Aware Minimization for Efficiently Improving Generalization", equation 2 with p = 2.
-    The norm runs over all tensors of one adapter.
+    Foret et al. 2021, equation 2 with p = 2. The norm runs over all tensors of one adapter.
 
     Args:
         gradients (`list[torch.Tensor]`): Each of shape `(N, *shape)`.
@@ -16,14 +15,6 @@ def sam_perturbation(gradients: list[torch.Tensor], rho: float) -> list[torch.Te
     Returns:
         Tensors of the same shapes; a task whose gradient is zero does not step.
     """
-    norms = _norms(gradients)
+    norms = sum(value.flatten(1).square().sum(dim=1) for value in gradients).sqrt()
     scales = rho / norms.clamp(min=torch.finfo(norms.dtype).tiny)
-    return [gradient * _like(scales, gradient) for gradient in gradients]
-
-
-def _norms(tensors: list[torch.Tensor]) -> torch.Tensor:
-    return sum(value.flatten(1).square().sum(dim=1) for value in tensors).sqrt()
-
-
-def _like(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    return values.view(-1, *[1] * (tensor.ndim - 1))
+    return [scales.view(-1, *[1] * (gradient.ndim - 1)) * gradient for gradient in gradients]
