@@ -162,6 +162,11 @@ def load_table(
     return table, spans
 
 
+def domains_of(sources: list[Source]) -> list[str]:
+    """The domains of the training rows of some sources."""
+    return load_table(sources, ["train"], None)[0].features["domain"].names
+
+
 def training_table(description: dict, moved: str | list[Source] | None = None) -> tuple[Dataset, dict[str, range]]:
     """The table that the rows of trajectories point into, as [`load_table`] has it: made of the `sources`,
     `splits`, `train_domains` and `rotations` of their description. `moved` is that of [`sources_of`]."""

@@ -12,7 +12,7 @@ from ..adapters.codec import AdapterCodec
 from ..adapters.stacked import StackedLora
 from ..backbones.frozen import FrozenBackbone
 from ..data.augmentation import augmented_views
-from ..data.sources import Source, inputs_of, load_table, sources_of, training_table
+from ..data.sources import Source, domains_of, inputs_of, load_table, sources_of, training_table
 from ..data.tasks import EpisodeSampler, LabelledRows, Task, check_disjoint
 from ..trajectories.dataset import final_adapters, load_trajectories
 from .arguments import MCDiTrainingArguments
@@ -71,7 +71,11 @@ class TrainingData:
         train, spans = training_table(self.description, sources)
         self.rows = LabelledRows(train, "label", "group", spans["train"], "domain")
         splits = ["train", args.query_split] if args.query_split else ["train"]
-        domains = args.validation_domains or _other_domains(sources, self.description["train_domains"])
+        known = domains_of(sources)
+        trained = self.description["train_domains"] or known  # early descriptions leave it out for all of them
+        domains = args.validation_domains or [domain for domain in known if domain not in trained]
+        if not domains:
+            raise ValueError(f"The trajectories are of all domains, {known}: none is left to validate on.")
         held_out, spans = load_table(sources, splits, domains)
         held_rows = [LabelledRows(held_out, "label", "group", spans[split], "domain") for split in splits]
         check_disjoint(train=self.rows, validation=held_rows[0])
@@ -114,11 +118,3 @@ def _only(rows: LabelledRows, group: str, kind: str) -> LabelledRows:
     own = copy.copy(rows)
     own.groups = {group: rows.groups[group]}
     return own
-
-
-def _other_domains(sources: list[Source], trained: list[str] | None) -> list[str]:
-    """The domains that no trajectory is of."""
-    known = load_table(sources, ["train"], None)[0].features["domain"].names
-    if not (others := [domain for domain in known if domain not in (trained or known)]):
-        raise ValueError(f"The trajectories are of all domains {known}, so none is left to validate on.")
-    return others

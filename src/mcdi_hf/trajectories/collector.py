@@ -20,7 +20,7 @@ from ..adapters.stacked import StackedLora
 from ..backbones.frozen import FrozenBackbone
 from ..data.augmentation import augmented_views
 from ..data.encoded import EncodedExamples
-from ..data.sources import Source, inputs_of, load_table, training_table
+from ..data.sources import Source, domains_of, inputs_of, load_table, training_table
 from ..data.tasks import EpisodeSampler, LabelledRows, check_disjoint
 from ..utils.files import write_file
 from ..utils.run_folder import hold_folder
@@ -52,7 +52,7 @@ class TrajectoryCollector:
         where = {
             "sources": [asdict(source) for source in sources],
             "splits": ["train", args.query_split] if args.query_split else ["train"],
-            "train_domains": args.train_domains or _other_domains(sources, args.held_out_domains),
+            "train_domains": args.train_domains or self._other_domains(sources),
             "rotations": args.rotations,
         }
         self.table, spans = training_table(where)
@@ -147,6 +147,12 @@ class TrajectoryCollector:
             "estimated time": f"{minutes:.1f} min on one process, without the shared start",
         }
 
+    def _other_domains(self, sources: list[Source]) -> list[str]:
+        known, held_out = domains_of(sources), self.args.held_out_domains
+        if unknown := sorted(set(held_out) - set(known)):
+            raise ValueError(f"There are no domains {unknown} to hold out: expected some of {known}.")
+        return [domain for domain in known if domain not in held_out]
+
     def _bar(self, description: str, total: int, unit: str) -> tqdm:
         return tqdm(total=total, desc=description, unit=unit, disable=not self.state.is_main_process, smoothing=0)
 
@@ -199,16 +205,8 @@ class TrajectoryCollector:
         there = sum(path.stat().st_size for path in (folder / "trajectories" / "data").glob("*.parquet"))
         free, needed = shutil.disk_usage(existing).free, self._data_bytes() - there
         if free < needed:
-            raise OSError(
-                f"{existing} has {free / 1e6:.0f} MB left; the trajectories need {needed / 1e6:.0f} MB more."
-            )
-
-
-def _other_domains(sources: list[Source], held_out: list[str]) -> list[str]:
-    known = load_table(sources, ["train"], None)[0].features["domain"].names
-    if unknown := sorted(set(held_out) - set(known)):
-        raise ValueError(f"There are no domains {unknown} to hold out: expected some of {known}.")
-    return [domain for domain in known if domain not in held_out]
+            left = f"{existing} has {free / 1e6:.0f} MB left"
+            raise OSError(f"{left}; the trajectories need {needed / 1e6:.0f} MB more. Choose another output_dir.")
 
 
 def _adapted_backbone(args: TrajectoryArguments, device: torch.device) -> tuple[StackedLora, AdapterCodec]:
