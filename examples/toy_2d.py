@@ -6,7 +6,7 @@ Each task is a loss with its minimum somewhere on a circle. Gradient descent fro
 the points after a third and two thirds of the steps and at the end are its local targets. A small network learns with
 REPTILE to take noise away, so that every segment of the chain ends on a local target. The chain of an unseen task then
 passes near the targets in turn: not through the early ones, since their timesteps are those of later segments, too.
-Plain diffusion (`num_segments=1`) learns the end alone: it comes from anywhere, twice as far from the first two.
+Plain diffusion (`num_segments=1`) learns the end alone; its chain passes the first two targets at twice the distance.
 """
 
 import argparse
@@ -121,8 +121,8 @@ def draw(chains: dict[str, torch.Tensor], angles: torch.Tensor, stops: torch.Ten
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default="toy_2d.png", help="where to save the picture")
-    parser.add_argument("--steps", type=int, default=500, help="outer steps of REPTILE")
+    parser.add_argument("--output", default="toy_2d.png", help="where to save the picture (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=500, help="outer steps of REPTILE (default: %(default)s)")
     return parser.parse_args()
 
 

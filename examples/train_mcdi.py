@@ -1,6 +1,6 @@
 """Meta-train a generator on a trajectory data set, with REPTILE under Accelerate, and save it as a pipeline.
 
-    accelerate launch examples/train_mcdi.py --config examples/reproduce/configs/minilm_intents.json \
+    accelerate launch examples/train_mcdi.py --config examples/reproduce/configs/minilm_intents.json \\
         --trajectories runs/trajectories/trajectories --dataset_name CLINC150 --output_dir runs/mcdi
 
 Every draw depends on the seed and the step's number only. So a run that is interrupted and continued with

@@ -41,6 +41,7 @@ folder = MCDiTrainer(
     sources=sources,
 ).train()
 adapter = MCDiPipeline.from_pretrained(folder)({"one": ["a b", "c"], "two": ["d e"]}).adapters[0]
+adapter.save_pretrained(f"{root}/adapter")
 print(json.dumps([mcdi_hf.__file__, adapter.labels, all(v.isfinite().all().item() for v in adapter.tensors.values())]))
 """
 
@@ -79,3 +80,5 @@ def test_three_calls_of_the_wheel(python: Path, tmp_path: Path) -> None:
     write_letters(tmp_path / "source", backbone)
     file, labels, finite = json.loads(run(python, "-c", THREE_CALLS, tmp_path).splitlines()[-1])
     assert Path(file).is_relative_to(tmp_path / "fresh") and labels == ["one", "two"] and finite
+    # The card's template is a file of the package, which a wheel may lack.
+    assert "one" in (tmp_path / "adapter" / "README.md").read_text()

@@ -1,6 +1,6 @@
 """Pretrain a small ViT on the classes of some domains, to serve as a frozen backbone, and save it as transformers do.
 
-    python examples/reproduce/pretrain_vit.py --config examples/reproduce/configs/omniglot_vit.json \
+    python examples/reproduce/pretrain_vit.py --config examples/reproduce/configs/omniglot_vit.json \\
         --dataset_name OMNIGLOT --output_dir runs/omniglot-vit
 
 The loss is that of prototypical networks (Snell et al. 2017): in every batch some images of each class make its
@@ -36,24 +36,24 @@ class Arguments:
     domain_column: str = HfArg(help="its classes say which rows are trained on")
     train_domains: list[str] = HfArg(help="the domains to train on")
     output_dir: Path = HfArg(help="where the folder `model` and checkpoints are written")
-    image_column: str = "image"
-    label_column: str = "label"
-    image_size: int = 28
-    patch_size: int = 7
-    hidden_size: int = 128
-    num_layers: int = 5
-    num_heads: int = 4
-    classes_per_step: int = 64
+    image_column: str = HfArg(default="image", help="the images")
+    label_column: str = HfArg(default="label", help="the classes")
+    image_size: int = HfArg(default=28, help="pixels a side that images are scaled to")
+    patch_size: int = HfArg(default=7, help="pixels a side of a patch")
+    hidden_size: int = HfArg(default=128, help="the ViT's width")
+    num_layers: int = HfArg(default=5, help="the ViT's depth")
+    num_heads: int = HfArg(default=4, help="attention heads of a layer")
+    classes_per_step: int = HfArg(default=64, help="classes of a batch, rotations included")
     images_per_class: int = HfArg(default=4, help="at least 2: one for the prototype, one to classify")
-    learning_rate: float = 1e-3
-    adam_weight_decay: float = 0.05
-    lr_warmup_steps: int = 200
-    max_train_steps: int = 4000
-    max_grad_norm: float = 1.0
-    checkpointing_steps: int = 500
-    checkpoints_total_limit: int = 1
+    learning_rate: float = HfArg(default=1e-3, help="AdamW's, at its highest")
+    adam_weight_decay: float = HfArg(default=0.05, help="AdamW's")
+    lr_warmup_steps: int = HfArg(default=200, help="steps until the learning rate is highest; then a cosine")
+    max_train_steps: int = HfArg(default=4000, help="batches in all")
+    max_grad_norm: float = HfArg(default=1.0, help="gradients are clipped to this norm")
+    checkpointing_steps: int = HfArg(default=500, help="steps from one checkpoint to the next")
+    checkpoints_total_limit: int = HfArg(default=1, help="how many to keep")
     resume_from_checkpoint: str | None = HfArg(default=None, help="a checkpoint's folder, or `latest`")
-    seed: int = 0
+    seed: int = HfArg(default=0, help="of the initial weights and of every batch")
 
     def __post_init__(self) -> None:
         if self.images_per_class < 2:

@@ -91,11 +91,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def check(root: Path, *options: str) -> tuple[int, str]:
+def check(root: Path, *options: str) -> tuple[int, str, str]:
     command = [sys.executable, SCRIPT, "--model_cards", root / "cards", "--templates", root / "templates", *options]
     ended = subprocess.run([str(one) for one in command], capture_output=True, text=True, timeout=300)
     assert ended.returncode in (0, 1) and "Traceback" not in ended.stderr, ended.stderr
-    return ended.returncode, ended.stdout
+    return ended.returncode, ended.stdout, ended.stderr
 
 
 def test_the_releases_are_as_their_cards_say() -> None:
@@ -119,12 +119,21 @@ def test_figures_are_measured_again(place: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(place, tmp_path / "all"))
     options = ["--data_root", str(root / "data"), "--episodes", "20"]
     write_release(root / "cards" / "tiny", "0.010", "0.999")
-    code, printed = check(root, *options)
+    code, printed, _ = check(root, *options)
     found = dict(re.findall(r"WRONG: (\d)x\d: [\d.]+ on the card, ([\d.]+) measured", printed))
     assert code == 1 and found.keys() == {"2", "3"} and all(0.1 < float(value) < 0.99 for value in found.values())
     write_release(root / "cards" / "tiny", found["2"], found["3"])
-    code, printed = check(root, *options)
-    assert code == 0 and printed.count("apart by chance") == 2
+    code, printed, _ = check(root, *options)
+    assert code == 0 and printed.count("tolerance 0.") == 2
+
+
+def test_a_hub_that_is_not_there_is_one_line(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(shutil.copytree(place, tmp_path / "all"))
+    write_release(root / "cards" / "tiny", "0.500", "0.500")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    code, printed, errors = check(root)
+    assert code == 1 and not printed
+    assert errors.splitlines()[-1].startswith("error: the Hub cannot be reached") and "HF_HUB_OFFLINE=1" in errors
 
 
 WRONG = {
@@ -153,7 +162,7 @@ def test_what_is_wrong_with_a_card_is_said(place: Path, hub: FakeHub, tmp_path: 
         text = text.replace(part, changed.get(part, ""))
     card.write_text(text.replace("library_name", "license: mine\nlibrary_name"))
     (root / "cards" / "README.md").write_text("")
-    code, printed = check(root)
+    code, printed, _ = check(root)
     assert code == 1 and printed.count("WRONG") == len(WRONG) + 1
     for message in [*WRONG.values(), "README.md does not list it", "the Hub refuses its card"]:
         assert message in printed
