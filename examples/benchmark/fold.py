@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from data import Memory, Sizes, Split, Tensors, sources_below
 from generators import Generator
 from safetensors.torch import load_file, save
+from splits import Memory, Sizes, Split, Tensors, sources_below
 
 from mcdi_hf import EpisodeSampler, FrozenBackbone, LabelledRows, MCDiPipeline, Source, load_trajectories
 from mcdi_hf.data.encoded import EncodedExamples

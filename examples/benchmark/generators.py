@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data import BACKBONE_ID, installed_backbone, sources_below
 from seal import write_json
+from splits import BACKBONE_ID, installed_backbone, sources_below
 
 from mcdi_hf import MCDiTrainer, MCDiTrainingArguments, TrajectoryArguments, TrajectoryCollector
 from mcdi_hf.trajectories.description import differences

@@ -1,11 +1,11 @@
 """Is an adapter new? Its distance from those of training, and whether it errs where they do."""
 
 import torch
-from data import Split
 from fold import Fold
 from methods import MAIN
 from methods.controls import noised
 from methods.nearest import nearest_adapters
+from splits import Split
 
 from mcdi_hf import AdapterLayout, Task
 

@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import Sizes, Split, shots_of
 from fold import Fold
 from generators import ROOT, Generator, fingerprint, generators_of
 from memorisation import BETWEEN, memorised
 from methods import METHODS, NOISED, Method
 from seal import Sealed, write_json
 from smoke import write_smoke
+from splits import Sizes, Split, shots_of
 from timing import seconds_to_adapter
 from tqdm.auto import tqdm
 

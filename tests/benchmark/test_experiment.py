@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import report
 import run
-from data import Split, sources_below
 from datasets import ClassLabel, Dataset, Features, Value
 from fold import Fold
 from generators import OBJECTIVES, ROOT, generators_of
@@ -17,6 +16,7 @@ from methods import GROUPS, METHODS
 from methods.base import SlowMethod
 from report import check_results, page
 from run import Experiment, read_config
+from splits import Split, sources_below
 from tiny import tiny_language_pipeline
 
 

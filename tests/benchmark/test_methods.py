@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from data import Split, sources_below
 from fold import Fold
 from methods import METHODS
 from methods.controls import noised, pca_samples
 from methods.gradient_lora import all_data_tasks, lora_accuracies
 from methods.logistic import fit_logistic
 from methods.nearest import nearest_adapters
-from methods.reptile import INNER_STEPS, TASKS_PER_STEP, adapted, reptile_start
+from methods.reptile_start import INNER_STEPS, TASKS_PER_STEP, adapted, reptile_start
+from splits import Split, sources_below
 from timing import median_seconds
 from tiny import assert_close, random_adapters, seeded
 

@@ -2,16 +2,16 @@
 
 from .base import GROUPS, Method
 from .controls import GaussianSample, NoisedNearest
-from .frozen import Frozen
-from .generated import Generated, NoiseCondition, OtherTask, Refined, Selected, ShuffledLabels
 from .gradient_lora import GradientLora, LoraOnAllData, TimedLora
+from .imprinted import Frozen
 from .logistic import Logistic
 from .lorahub import LoraHub
+from .mcdi import Generated, NoiseCondition, OtherTask, Refined, Selected, ShuffledLabels
 from .mean_adapter import MeanAdapter
 from .nearest import NearestAdapter
-from .reptile import AdapterReptile
+from .reptile_start import AdapterReptile
 from .setfit import SetFit
-from .shared import SharedAdapter
+from .shared_adapter import SharedAdapter
 
 
 __all__ = ["GROUPS", "MAIN", "METHODS", "NOISED", "Method"]

@@ -4,14 +4,14 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
-from data import TASKS_AT_ONCE, Split
 from fold import Fold
+from splits import TASKS_AT_ONCE, Split
 from timing import asked_once, median_seconds
 
 from mcdi_hf import LabelledRows, Task, TrajectorySettings, collect_trajectories
 
 from .base import SlowMethod
-from .generated import Generated
+from .mcdi import Generated
 
 
 MAX_BATCH = 64  # examples of a step; smaller supports are taken whole

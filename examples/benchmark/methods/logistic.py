@@ -1,8 +1,8 @@
 """Logistic regression on the features of the frozen backbone."""
 
 import torch
-from data import TASKS_AT_ONCE, Split
 from fold import Fold
+from splits import TASKS_AT_ONCE, Split
 
 from mcdi_hf import Task
 from mcdi_hf.adapters.head import head_logits

@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-from data import Split
 from fold import Fold
+from splits import Split
 
 from mcdi_hf import Task, train_shared_adapter
 

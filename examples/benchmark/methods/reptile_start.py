@@ -1,8 +1,8 @@
 """REPTILE on the adapter itself: a start from which a few gradient steps on a task's shots go far."""
 
 import torch
-from data import TASKS_AT_ONCE, Split, Tensors
 from fold import Fold
+from splits import TASKS_AT_ONCE, Split, Tensors
 
 from mcdi_hf import Task, TrajectorySettings, collect_trajectories
 from mcdi_hf.data.encoded import EncodedExamples
