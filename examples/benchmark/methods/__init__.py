@@ -26,9 +26,15 @@ METHODS: dict[str, Method] = {
         Frozen(
             "frozen + imprinted head", "the backbone as it is, its head made of the means of the classes' examples"
         ),
-        Logistic("frozen + logistic regression", "logistic regression on the same features"),
+        Logistic(
+            "frozen + logistic regression",
+            "logistic regression on the same features, scaled by the validation examples (at commit 04766b0 by the test "
+            "examples, queries included)",
+        ),
         SharedAdapter(
-            "one shared adapter", "one adapter trained on all training tasks, a head made for each test task"
+            "one shared adapter",
+            "one adapter trained on all training tasks, as long as the generators' shared start was (at commit 04766b0 60 "
+            "to 100 steps), a head made for each test task",
         ),
         MeanAdapter(
             "mean of the training adapters", "the mean of all training adapters, a head made for each test task"

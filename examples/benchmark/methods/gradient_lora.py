@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 from fold import Fold
-from splits import TASKS_AT_ONCE, Split
+from splits import TASKS_AT_ONCE, VALIDATION_SEED, Split
 from timing import asked_once, median_seconds
 
 from mcdi_hf import LabelledRows, Task, TrajectorySettings, collect_trajectories
@@ -57,10 +57,10 @@ class TimedLora(GradientLora):
 
     def settings(self, split: Split, fold: Fold, shots: int) -> list[list]:
         kind = next(one for one in fold.config["validation_kinds"] if one.endswith(f"x{shots}"))
-        tasks, seed = [asked_once(split.tasks(kind, 100, 1)[0])], fold.generator.seeds[0]
-        generator, steps, repeats = Generated("", "", candidates=8), 5, fold.sizes.timings
+        tasks, seed = [asked_once(split.tasks(kind, VALIDATION_SEED, 1)[0])], fold.generator.seeds[0]
+        method, steps, repeats = Generated("", "", candidates=8), 5, fold.sizes.timings
         calls = {
-            "generating": lambda: generator.accuracies(split, fold, tasks, seed, None),
+            "generating": lambda: method.accuracies(split, fold, tasks, seed, None),
             "training": lambda: lora_accuracies(split, fold, tasks, seed, steps, 1e-3),
         }
         seconds = median_seconds(calls, repeats)

@@ -1,4 +1,4 @@
-"""The frozen backbone, its head imprinted or made of words: what is free without any training."""
+"""The frozen backbone, its head imprinted or a verbalizer: what is free without any training."""
 
 from typing import Any
 
