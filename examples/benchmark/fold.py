@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from data import Memory, Sizes, Split, Tensors, sources_below
 from generators import Generator
 from safetensors.torch import load_file, save
+from splits import Memory, Sizes, Split, Tensors, sources_below
 
 from mcdi_hf import EpisodeSampler, FrozenBackbone, LabelledRows, MCDiPipeline, Source, load_trajectories
 from mcdi_hf.data.encoded import EncodedExamples
@@ -26,6 +26,7 @@ class Training:
         ways (`tuple[int, int]`): The least and the greatest number of classes.
         supports (`list`): The rows of every training task, by class.
         adapters (`dict[str, torch.Tensor]`): The training adapters' LoRA matrices, key -> `(training tasks, *shape)`.
+        shared_start (`dict`): The `steps`, `shots` and `learning_rate` of the adapter that all of them start from.
     """
 
     examples: EncodedExamples
@@ -33,6 +34,7 @@ class Training:
     ways: tuple[int, int]
     supports: list
     adapters: Tensors
+    shared_start: dict
 
     def sampler(self, shots: tuple[int, int], queries: int, seed: int) -> EpisodeSampler:
         return EpisodeSampler(self.rows, self.ways, shots, queries, seed)
@@ -116,7 +118,8 @@ class Fold(Memory):
         examples = self.stacked.encode(inputs_of(table), cache_dir=self.args.cache_dir)
         ends = final_adapters(trajectories, self.codec.layout)
         adapters = {key: torch.cat([end[key] for end in ends]) for key in self.codec.layout.lora_shapes}
-        return Training(examples, rows, tuple(description["tasks"]["ways"]), trajectories["support"][:], adapters)
+        ways, supports = tuple(description["tasks"]["ways"]), trajectories["support"][:]
+        return Training(examples, rows, ways, supports, adapters, description["shared_start"])
 
     def kept(self, name: str, make: Callable[[], Tensors]) -> Tensors:
         """Tensors that are made once, and kept in a file beside the generators."""

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data import BACKBONE_ID, installed_backbone, sources_below
 from seal import write_json
+from splits import BACKBONE_ID, installed_backbone, sources_below
 
 from mcdi_hf import MCDiTrainer, MCDiTrainingArguments, TrajectoryArguments, TrajectoryCollector
 from mcdi_hf.trajectories.description import differences
@@ -98,9 +98,10 @@ class Generator:
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of a pipeline's weights and settings, whatever the folder is called."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")):
+    """A hash of a pipeline's weights and settings, whatever the folder is called and whatever was measured of it."""
+    digest, measured = hashlib.sha256(), folder / "results.json"
+    paths = (path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors") and path != measured)
+    for path in sorted(paths):
         digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -120,7 +121,15 @@ def generators_of(config: dict, folder: Path, args: argparse.Namespace) -> list[
         pipelines = {("Mc-Di", seed): pipeline for seed in config.get("seeds", [0, 1, 2])}
         domains = config["validation_domains"], config["test_domains"]
         backbone = _backbone(config.get("backbone"), args.backbones_root)
-        trajectories = str(args.runs_root / config["trajectories"]) if "trajectories" in config else None
+        trajectories = None
+        if "trajectories" in config:
+            trajectories = args.runs_root / config["trajectories"]
+            if not trajectories.is_dir():
+                raise ValueError(
+                    f"There is no folder {trajectories}: collect the trajectories of {pipeline.name} by its script in "
+                    f"examples/reproduce, or take `trajectories` out of the config, and methods that need them."
+                )
+            trajectories = str(trajectories)
         return [Generator(pipeline.name, "all", own, backbone, pipelines, trajectories, *domains)]
     path = folder / config["generator"]
     recipe = json.loads(path.read_text())

@@ -44,11 +44,11 @@ class Estimate:
             return "tie"
         return "above" if self.mean > 0 else "below"
 
-    def text(self, signed: bool = False) -> str:
+    def text(self, signed: bool = False, digits: int = 1) -> str:
         """The mean in percent and half the width of the interval, which is `?` after a single episode."""
-        half = "?" if math.isinf(self.half_width) else f"{100 * self.half_width:.1f}"
-        mean = round(100 * self.mean, 1) + 0.0  # no minus before a zero
-        return f"{mean:+.1f} ±{half}" if signed else f"{mean:.1f} ±{half}"
+        half = "?" if math.isinf(self.half_width) else f"{100 * self.half_width:.{digits}f}"
+        mean = round(100 * self.mean, digits) + 0.0  # no minus before a zero
+        return f"{mean:{'+' if signed else ''}.{digits}f} ±{half}"
 
 
 def bootstrap_interval(groups: Groups, seed: int = 0) -> Estimate:

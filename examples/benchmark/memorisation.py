@@ -1,11 +1,11 @@
 """Is an adapter new? Its distance from those of training, and whether it errs where they do."""
 
 import torch
-from data import Split
 from fold import Fold
 from methods import MAIN
 from methods.controls import noised
 from methods.nearest import nearest_adapters
+from splits import Split
 
 from mcdi_hf import AdapterLayout, Task
 
@@ -72,7 +72,7 @@ def weight_distances(
         _products(layout, {key: value[start : start + rows] for key, value in first.items()}, second)
         for start in range(0, count, rows)
     ]
-    squares = _squares(layout, first).unsqueeze(1) + _squares(layout, second) - 2 * torch.cat(cross)
+    squares = _norms(layout, first).unsqueeze(1) + _norms(layout, second) - 2 * torch.cat(cross)
     return squares.clamp(min=0).sqrt()
 
 
@@ -111,7 +111,7 @@ def _products(layout: AdapterLayout, first: dict[str, torch.Tensor], second: dic
     return total
 
 
-def _squares(layout: AdapterLayout, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+def _norms(layout: AdapterLayout, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """The squared norms of the updates: `(n,)`."""
     total = 0
     for module in layout.modules:

@@ -11,14 +11,15 @@ classes.
 import argparse
 from pathlib import Path
 
+from commands import HelpFormatter
 from transformers import AutoImageProcessor, AutoModel
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pretrained_model_name_or_path")
-    parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--num_layers", type=int, required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("pretrained_model_name_or_path", help="a model of images, a folder or a name on the Hub")
+    parser.add_argument("output_dir", type=Path, help="where the smaller one is written")
+    parser.add_argument("--num_layers", type=int, required=True, help="layers that are kept, from the lowest")
     parser.add_argument("--image_size", type=int, required=True, help="pixels, a multiple of the model's patches")
     return parser.parse_args()
 

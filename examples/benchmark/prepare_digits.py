@@ -1,12 +1,15 @@
 """Write scikit-learn's handwritten digits as a data set of images, in the size and the colours of Omniglot.
 
-python examples/benchmark/prepare_digits.py DATA/digits
+    python examples/benchmark/prepare_digits.py DATA/digits
+
+makes DATA/digits/train.parquet.
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
+from commands import HelpFormatter
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
 from sklearn.datasets import load_digits
@@ -16,8 +19,8 @@ SIDE = 28  # pixels, as Omniglot's
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output_dir", type=Path)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("output_dir", type=Path, help="where the data set is written")
     args = parser.parse_args()
     digits = load_digits()  # 0 is the paper and 16 is ink
     pixels = np.rint(255 * (1 - digits.images / 16)).astype(np.uint8)

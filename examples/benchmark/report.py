@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
+from commands import HelpFormatter
 from intervals import LEVEL, RESAMPLES, Estimate, Groups, bootstrap_interval, paired_difference, seed_deviation
 from memorisation import BETWEEN, NEW, NOISED_COPY, OVERLAP
 from methods import GROUPS, MAIN, METHODS
@@ -28,11 +29,20 @@ FAMILIES = {
     "domain": "Domains left out",
     "language": "A language model",
     "released": "Released pipelines",
-    "smoke": "Smoke",
 }
 OTHER_TASK = "Mc-Di, another task's condition"
-NEEDED = ("experiment", "family", "title", "note", "kinds", "command", "machine", "versions", "seal", "accuracy")
-NEEDED = (*NEEDED, "seconds", "time_kind", "choices", "memorisation", "spent")
+ABOUT = ("experiment", "family", "title", "note", "kinds", "command", "machine", "versions", "seal")
+NEEDED = (*ABOUT, "accuracy", "seconds", "time_kind", "choices", "memorisation", "spent")
+OLD_HARNESS = "04766b0"  # a commit
+OLD_RESULTS = f"""\
+The tables whose command names commit {OLD_HARNESS} were measured by the harness of that commit. The configs in
+`examples/benchmark/configs` run the same experiments with today's harness, which differs:
+
+* **One shared adapter** was trained for 60 to 100 steps there, but the shared start of the generators for 100 to 400.
+  Now it has as many steps as that start.
+* **Logistic regression** centred and scaled its features by all test examples, the queries included. Now it does so by
+  the validation examples.
+"""
 READING = f"""\
 A row is a method, a column a kind of task: `5x1` is 5-way 1-shot, and a word before it names what the classes are
 about. All methods of a table see the same test tasks; slow ones see the first of them, and ablations those of the
@@ -47,6 +57,7 @@ means without one.
   by chance.
 * **The best baseline** of a kind is the one that is highest beside {MAIN.name} on the episodes that both have. It is
   picked on the test episodes themselves, which flatters it: nobody could have picked it beforehand.
+* **Budgets**: REPTILE's start has 15 outer steps, the generators that are trained for these tables have 40 to 300.
 * **Times** are from a task's examples to its adapter, one task at a time; what was trained beforehand is not in them.
   A table's times are to be compared with each other only.
 * **Settings** of a method, at most four, were chosen on validation tasks. Then all choices were sealed, and only
@@ -120,10 +131,11 @@ def name_text(method: str) -> str:
 
 
 def points(estimate: Estimate | None) -> str:
+    """A difference in points, with two decimals where one would make a zero of it."""
     if estimate is None:
         return "-"
     tie = "tie " if estimate.verdict == "tie" else ""
-    return tie + estimate.text(signed=True)
+    return tie + estimate.text(signed=True, digits=1 if round(100 * estimate.mean, 1) else 2)
 
 
 def accuracy_table(results: dict) -> str:
@@ -152,40 +164,42 @@ def count(groups: Groups) -> int:
 
 
 def spread_text(results: dict) -> str:
-    """How many episodes there are, and how far trained generators lie apart."""
+    """How many episodes there are, and how far seeds lie apart: of trained generators, or of a released one's tasks."""
     kinds = results["accuracy"][MAIN.name]
     counts = sorted({count(kinds[kind]) for kind in results["kinds"]})
     groups = len(kinds[results["kinds"][0]])
-    text = (
-        f"Test episodes of a kind: {' to '.join(map(str, counts[:: max(1, len(counts) - 1)]))}, of {groups} generators"
-    )
+    released = results["family"] == "released"
+    of = f"{groups} seeds of episodes and noise, one generator" if released else f"{groups} generators"
+    text = f"Test episodes of a kind: {' to '.join(map(str, counts[:: max(1, len(counts) - 1)]))}, of {of}"
     if groups > 1:
         deviations = ", ".join(f"{100 * seed_deviation(kinds[kind]):.1f}" for kind in results["kinds"])
-        text += f"; standard deviation of {MAIN.name} over their seeds, points: {deviations}"
+        over = "those seeds" if released else "their seeds"
+        text += f"; standard deviation of {MAIN.name} over {over}, points: {deviations}"
     return f"{text}. Times are of a {kind_text(results['time_kind'])} task."
 
 
 def memorisation_text(results: dict) -> str:
     """What distances of weights and shared errors say about copying."""
-    known = {name: [one for one in own if one is not None] for name, own in results["memorisation"].items()}
-    found = {name: bootstrap_interval({name: own}) for name, own in known.items() if own}
-    if NEW not in found:
+    known = results["memorisation"]
+    if NEW not in known:
         return ""
-    new, between, noised = found[NEW], found[BETWEEN], found[NOISED_COPY]
+    new, between = bootstrap_interval(known[NEW]), bootstrap_interval(known[BETWEEN])
     ratio = new.mean / between.mean if between.mean else math.inf
     text = (
-        f"A generated adapter lies {ratio:.2f} times as far from its nearest training adapter as these from each other"
+        f"A generated adapter lies {ratio:.2f} times as far from its nearest training adapter as training adapters lie "
+        f"from each other"
     )
     if new.low > between.high:
         text += ", so it is no copy"
     elif new.high >= between.low:
-        text += ", which another trained adapter could"
-    elif new.low > noised.high:
+        text += ": as far as a newly trained one would"
+    elif paired_difference(known[NEW], known[NOISED_COPY]).verdict == "above":  # of the same tasks
         text += ", but farther than a training adapter with noise"
     else:
         text += ", no farther than a training adapter with noise, as a copy would"
-    if OVERLAP in found:
-        text += f"; they share {100 * found[OVERLAP].mean:.0f} % of their errors"
+    shared = {name: [one for one in own if one is not None] for name, own in known[OVERLAP].items()}
+    if shared := {name: own for name, own in shared.items() if own}:
+        text += f"; they share {100 * bootstrap_interval(shared).mean:.0f} % of their errors"
     return f" {text}."
 
 
@@ -201,7 +215,8 @@ def summary(experiments: list[dict]) -> list[str]:
             for counter, one in zip(verdicts.values(), found):
                 counter.update([one.verdict] if one else [])
     lines = [
-        f"{MAIN.name} is above {what} in {own['above']} kinds, tied in {own['tie']}, and below in {own['below']}."
+        f"{MAIN.name} is above {what} in {own['above']} of {own.total()} kinds, tied in {own['tie']}, and below in "
+        f"{own['below']}."
         for what, own in zip(["the best baseline", "itself with another task's condition"], verdicts.values())
     ]
     header = [
@@ -217,8 +232,12 @@ def summary(experiments: list[dict]) -> list[str]:
 
 def page(experiments: list[dict], picture: str) -> str:
     """The page: Markdown with a link to the picture, which lies at `picture` seen from the page."""
-    about = markdown_table(["method", "what it is"], [[name_text(n), method.about] for n, method in METHODS.items()])
-    parts = ["# The benchmark", "Made by `python examples/benchmark/report.py`.", *summary(experiments)]
+    known = [method for name, method in METHODS.items() if any(name in one["accuracy"] for one in experiments)]
+    about = markdown_table(["method", "what it is"], [[name_text(one.name), one.about] for one in known])
+    parts = ["# The benchmark", "Made by `python examples/benchmark/report.py`."]
+    if any(OLD_HARNESS in results["command"] for results in experiments):
+        parts.append(OLD_RESULTS.rstrip())
+    parts += summary(experiments)
     parts += [
         f"![Differences from Mc-Di against the time to an adapter]({picture})",
         "## How to read it",
@@ -236,9 +255,12 @@ def page(experiments: list[dict], picture: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results_dir", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results.md")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    results_dir, output = Path(__file__).parent / "results", ROOT / "docs" / "results.md"
+    parser.add_argument("--results_dir", type=Path, default=results_dir, help="the results of run.py, a file each")
+    parser.add_argument(
+        "--output", type=Path, default=output, help="the page; its picture goes into images/ beside it"
+    )
     args = parser.parse_args()
     experiments = read_results(args.results_dir)
     images = args.output.parent / "images"

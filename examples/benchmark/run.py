@@ -24,35 +24,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import Sizes, Split, shots_of
+from commands import HelpFormatter
 from fold import Fold
 from generators import ROOT, Generator, fingerprint, generators_of
 from memorisation import BETWEEN, memorised
 from methods import METHODS, NOISED, Method
 from seal import Sealed, write_json
 from smoke import write_smoke
+from splits import VALIDATION_SEED, Sizes, Split, shots_of
 from timing import seconds_to_adapter
 from tqdm.auto import tqdm
 
 from mcdi_hf import Task
 
 
-VALIDATION_SEED, TEST_SEED = 100, 1000  # of the episodes; the training seed is added to that of tests
+TEST_SEED = 1000  # of the test tasks; the training seed is added
 MOST_SETTINGS = 4
 NEEDED = ("family", "title", "sources", "split", "kinds", "validation_kinds")
-KNOWN = (
-    *NEEDED,
-    "note",
-    "generator",
-    "pipeline",
-    "backbone",
-    "trajectories",
-    "seeds",
-    "sizes",
-    "methods",
-    "query_split",
-)
-KNOWN = (*KNOWN, "validation_sources", "validation_split", "test_split", "validation_domains", "test_domains")
+OPTIONAL = ("note", "generator", "pipeline", "backbone", "trajectories", "seeds", "sizes", "methods")
+SPLITS = ("query_split", "validation_sources", "validation_split", "test_split", "validation_domains", "test_domains")
+KNOWN = (*NEEDED, *OPTIONAL, *SPLITS)
 PACKAGES = ("mcdi_hf", "torch", "transformers", "diffusers", "peft", "datasets", "setfit")
 
 
@@ -102,7 +93,8 @@ class Experiment:
         sealed = Sealed(self.folder, self._settings())
         if sealed.seal is None:
             with self._timed("choices on validation"):
-                self._choose(Fold(self.generators[0], self.config, self.sizes, self.args), sealed)
+                for generator in self.generators:
+                    self._choose(Fold(generator, self.config, self.sizes, self.args), sealed)
             sealed.close()
         with self._timed("test"):
             for generator in self.generators:
@@ -119,16 +111,19 @@ class Experiment:
         return {"config": self.config, "sizes": asdict(self.sizes), "test_seed": TEST_SEED, "generators": generators}
 
     def _choose(self, fold: Fold, sealed: Sealed) -> None:
-        """What validation chooses for every number of shots, on the first fold and seed; then the times."""
-        split, seed = fold.split("validation"), fold.generator.seeds[0]
+        """What a fold's validation tasks choose for every number of shots, on its first seed; the first fold's times.
+
+        Each fold chooses for itself: the validation domains of one may be test domains of another.
+        """
+        split, own, seed = fold.split("validation"), fold.generator.fold, fold.generator.seeds[0]
         for name, method in self._fitting(fold, seed).items():
             for shots in sorted({shots_of(kind) for kind in self.config["kinds"]}):
-                sealed.choose(choice_name(name, shots), lambda: self._choice(method, split, fold, shots))
+                sealed.choose(choice_name(name, shots, own), lambda: self._choice(method, split, fold, shots))
         shots = shots_of(self.config["kinds"][0])
         kind = next(kind for kind in self.config["validation_kinds"] if shots_of(kind) == shots)
         task = split.tasks(kind, VALIDATION_SEED, 1)[0]
         timed = {
-            name: (method, setting_of(sealed, name, shots))
+            name: (method, setting_of(sealed, name, shots, own))
             for name, method in self._fitting(fold, seed).items()
             if method.episodes(self.sizes, task)
         }
@@ -166,14 +161,14 @@ class Experiment:
 
     def _judge(self, fold: Fold, tasks: list[Task], seed: int, kind: str, sealed: Sealed) -> dict:
         """The accuracies of every method on the tasks that it sees, and what was memorised."""
-        split, accuracy = fold.split("test"), {}
+        split, accuracy, shots, own_fold = fold.split("test"), {}, shots_of(kind), fold.generator.fold
         for name, method in self._fitting(fold, seed).items():
             if own := tasks[: method.episodes(self.sizes, tasks[0])]:
-                found = method.accuracies(split, fold, own, seed, setting_of(sealed, name, shots_of(kind)))
+                found = method.accuracies(split, fold, own, seed, setting_of(sealed, name, shots, own_fold))
                 accuracy[name] = [round(one, 4) for one in found]
         found = {"accuracy": accuracy, "memorisation": {}}
         if NOISED.name in accuracy:
-            scale = setting_of(sealed, NOISED.name, shots_of(kind))
+            scale = setting_of(sealed, NOISED.name, shots, own_fold)
             found["memorisation"] = memorised(split, fold, tasks[:16], seed, scale)
         return found
 
@@ -182,16 +177,17 @@ class Experiment:
 
     def _results(self, sealed: Sealed) -> dict:
         """What the result file holds."""
-        accuracy, memorisation, folds = {name: {} for name in self.methods}, {}, set()
+        accuracy, memorisation = {name: {} for name in self.methods}, {}
         for generator, seed, kind in self._plans:
             found = sealed.results[plan_name(generator, seed, kind)]
             for name, own in found["accuracy"].items():
                 accuracy[name].setdefault(kind, {})[f"{generator.fold}-{seed}"] = own
             for name, own in found["memorisation"].items():
-                # distances between training adapters are a fold's, whatever the tasks
-                if name != BETWEEN or generator.fold not in folds:
-                    memorisation.setdefault(name, []).extend(own)
-            folds.add(generator.fold)
+                groups = memorisation.setdefault(name, {})
+                if name == BETWEEN:  # distances between training adapters are a fold's, whatever the tasks
+                    groups[generator.fold] = own
+                else:
+                    groups.setdefault(f"{generator.fold}-{seed}", []).extend(own)
         choices = {
             name: {"best": one["best"], "tried": len(one["tried"])}
             for name, one in sealed.choices.items()
@@ -229,13 +225,13 @@ class Experiment:
             self.spent |= kept
 
 
-def choice_name(method: str, shots: int) -> str:
-    return f"{method}, {shots}-shot"
+def choice_name(method: str, shots: int, fold: str) -> str:
+    return f"{method}, {shots}-shot, {fold}"
 
 
-def setting_of(sealed: Sealed, method: str, shots: int) -> Any:
-    """What validation chose for a method, for tasks of so many shots."""
-    return sealed.choices.get(choice_name(method, shots), {"best": None})["best"]
+def setting_of(sealed: Sealed, method: str, shots: int, fold: str) -> Any:
+    """What a fold's validation tasks chose for a method, for tasks of so many shots."""
+    return sealed.choices.get(choice_name(method, shots, fold), {"best": None})["best"]
 
 
 def plan_name(generator: Generator, seed: int, kind: str) -> str:
@@ -244,21 +240,28 @@ def plan_name(generator: Generator, seed: int, kind: str) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, help="an experiment, as in examples/benchmark/configs")
-    parser.add_argument("--data_root", type=Path, help="a folder that holds the data sets")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", type=Path, help="an experiment, as in examples/benchmark/configs")
+    what.add_argument("--smoke", action="store_true", help="tiny data, a tiny backbone, every method, in a minute")
+    data = "a folder that holds the data sets; --smoke keeps all it makes in its folder smoke, or in a temporary one"
+    parser.add_argument("--data_root", type=Path, help=data)
     parser.add_argument("--backbones_root", type=Path, help="a folder that holds the backbones; by default DATA_ROOT")
     parser.add_argument("--runs_root", type=Path, default=Path("runs"), help="where all that is made is kept")
     parser.add_argument("--cache_dir", type=Path, help="keep what the frozen lower layers make here, not in memory")
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "examples" / "benchmark" / "results")
-    parser.add_argument("--smoke", action="store_true", help="tiny data, a tiny backbone, every method, in a minute")
+    output_dir = ROOT / "examples" / "benchmark" / "results"
+    parser.add_argument("--output_dir", type=Path, default=output_dir, help="where the results are written")
     args = parser.parse_args()
     if args.smoke:
-        folder = args.data_root or Path(tempfile.mkdtemp(prefix="mcdi-smoke-"))
-        args.config, args.data_root = write_smoke(folder), folder
-        args.runs_root, args.output_dir = folder / "runs", folder / "results"
-    elif args.config is None or args.data_root is None:
-        parser.error("--config and --data_root are needed, or --smoke.")
+        own = ("backbones_root", "runs_root", "output_dir")
+        if given := [name for name in own if getattr(args, name) != parser.get_default(name)]:
+            parser.error(f"--smoke keeps all it makes below --data_root: take away {given}.")
+        args.data_root = args.data_root / "smoke" if args.data_root else Path(tempfile.mkdtemp(prefix="mcdi-smoke-"))
+        args.config = write_smoke(args.data_root)
+        args.runs_root, args.output_dir = args.data_root / "runs", args.data_root / "results"
+        print(f"All that the smoke run makes is in {args.data_root}.")
+    elif args.data_root is None:
+        parser.error("--config needs --data_root.")
     args.backbones_root = args.backbones_root or args.data_root
     return args
 
@@ -267,7 +270,7 @@ def main() -> None:
     args = arguments()
     results = Experiment(args.config, args).run()
     path = args.output_dir / f"{results['experiment']}.json"
-    write_json(path, results)
+    write_json(path, results, indent=None)  # thousands of numbers
     print(f"The results are in {path}; examples/benchmark/report.py makes tables of them.")
 
 

@@ -11,9 +11,9 @@ from mcdi_hf.trajectories.description import differences
 from mcdi_hf.utils.files import write_file
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: Path, values: Any, indent: int | None = 1) -> None:
     """Write JSON whole or not at all."""
-    write_file(path, lambda file: file.write((json.dumps(values, indent=1) + "\n").encode()))
+    write_file(path, lambda file: file.write((json.dumps(values, indent=indent) + "\n").encode()))
 
 
 class Sealed:

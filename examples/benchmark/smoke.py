@@ -49,7 +49,7 @@ RECIPE = {
     "folds": {"all": {"validation_domains": ["blue"], "test_domains": ["white"]}},
 }
 CONFIG = {
-    "family": "smoke",
+    "family": "few_shot",
     "title": "Words of a domain that no generator has seen",
     "generator": "recipe.json",
     "sources": RECIPE["sources"],
@@ -62,7 +62,6 @@ CONFIG = {
         "slow_episodes": 2,
         "setfit_episodes": 1,
         "validation_episodes": 2,
-        "shared_steps": 2,
         "reptile_steps": 1,
         "gradient_steps": [1, 2],
         "gradient_learning_rates": [1e-3],

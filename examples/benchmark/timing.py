@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from data import Split
 from fold import Fold
+from splits import Split
 
 from mcdi_hf import Task
 

@@ -19,7 +19,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> argparse.Namespace:
     from run import Experiment
     from smoke import write_smoke
 
-    folder = tmp_path_factory.mktemp("smoke")
+    folder = tmp_path_factory.mktemp("data") / "smoke"  # where `--smoke --data_root data` looks
     roots = {"data_root": folder, "backbones_root": folder, "runs_root": folder / "runs", "cache_dir": None}
     args = argparse.Namespace(config=write_smoke(folder), **roots)
     args.results = json.loads(json.dumps(Experiment(args.config, args).run()))

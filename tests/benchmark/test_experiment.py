@@ -3,20 +3,22 @@
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import report
 import run
-from data import Split, sources_below
 from datasets import ClassLabel, Dataset, Features, Value
 from fold import Fold
-from generators import OBJECTIVES, ROOT, generators_of
+from generators import OBJECTIVES, ROOT, fingerprint, generators_of
 from memorisation import BETWEEN, NEW
 from methods import GROUPS, METHODS
 from methods.base import SlowMethod
 from report import check_results, page
 from run import Experiment, read_config
+from smoke import DOMAINS
+from splits import VALIDATION_SEED, Split, sources_below
 from tiny import tiny_language_pipeline
 
 
@@ -32,9 +34,12 @@ def test_every_method_is_measured_on_every_kind(smoke: argparse.Namespace) -> No
         assert list(kinds) == results["kinds"], name
         sizes = {len(own) for groups in kinds.values() for own in groups.values()}
         assert sizes == {1 if name == "SetFit" else 2 if isinstance(METHODS[name], SlowMethod) else 3}, name
-    assert len(results["memorisation"][NEW]) == 2 * 3 and len(results["memorisation"][BETWEEN]) == 4
+    counts = {
+        name: {group: len(own) for group, own in results["memorisation"][name].items()} for name in (NEW, BETWEEN)
+    }
+    assert counts == {NEW: {"all-0": 2 * 3}, BETWEEN: {"all": 4}}
     assert all(len(one["tried"]) <= 4 for one in json_of(smoke, "choices.json")["choices"].values() if "tried" in one)
-    assert results["choices"]["gradient LoRA, equal shots, 1-shot"]["tried"] == 2
+    assert results["choices"]["gradient LoRA, equal shots, 1-shot, all"]["tried"] == 2
     assert set(results["spent"]) == {"trajectories", "meta-training", "choices on validation", "test"}
     assert results["title"] in page([results], "picture.png")
 
@@ -63,7 +68,7 @@ def test_the_commands_make_results_and_their_page(
     smoke: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     folder = smoke.data_root
-    monkeypatch.setattr(sys, "argv", ["run.py", "--smoke", "--data_root", str(folder)])
+    monkeypatch.setattr(sys, "argv", ["run.py", "--smoke", "--data_root", str(folder.parent)])
     run.main()
     results = json.loads((folder / "results" / "smoke.json").read_text())
     assert results["accuracy"] == smoke.results["accuracy"] and "smoke.json" in capsys.readouterr().out
@@ -72,10 +77,63 @@ def test_the_commands_make_results_and_their_page(
     monkeypatch.setattr(sys, "argv", command)
     report.main()
     assert "### Words of a domain" in output.read_text() and (folder / "docs" / "images").is_dir()
-    monkeypatch.setattr(sys, "argv", ["run.py", "--config", "any.json"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config", "any.json"], "--config needs --data_root"),
+        ([], "one of the arguments --config --smoke is required"),
+        (["--smoke", "--config", "any.json"], "not allowed with argument"),
+        (["--smoke", "--runs_root", "kept"], "--smoke keeps all it makes below --data_root: take away ['runs_root']"),
+    ],
+)
+def test_a_command_that_would_ignore_an_argument_is_refused(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
     with pytest.raises(SystemExit):
         run.main()
-    assert "--config and --data_root are needed, or --smoke" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
+
+
+def test_every_fold_chooses_on_its_own_validation_tasks(smoke: argparse.Namespace, tmp_path: Path) -> None:
+    """The test domain of one fold may be the validation domain of another, whose choices are not the first's."""
+    experiment, logistic = Experiment(smoke.config, smoke), "frozen + logistic regression"
+    experiment.folder, experiment.config = (
+        tmp_path,
+        experiment.config | {"kinds": ["2x1"], "validation_kinds": ["2x1"]},
+    )
+    experiment.methods = {name: METHODS[name] for name in (logistic, "Mc-Di")}
+    (first,) = experiment.generators
+    other = replace(first, fold="other", validation_domains=first.test_domains, test_domains=first.validation_domains)
+    experiment.generators.append(other)
+    assert list(experiment.run()["accuracy"][logistic]["2x1"]) == ["all-0", "other-0"]
+    tried = json.loads((tmp_path / "choices.json").read_text())["choices"][f"{logistic}, 1-shot, other"]["tried"]
+    fold = Fold(other, experiment.config, experiment.sizes, smoke)
+    split = fold.split("validation")
+    tasks = split.tasks("2x1", VALIDATION_SEED, experiment.sizes.validation_episodes)
+    assert set(split.table["domain"]) == {DOMAINS.index("white")}
+    for one in tried:
+        own = METHODS[logistic].accuracies(split, fold, tasks, 0, one["setting"])
+        assert one["accuracy"] == pytest.approx(sum(own) / len(own))
+
+
+def test_figures_of_a_release_are_no_part_of_its_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "codec").mkdir()
+    for name in ("model_index.json", "codec/config.json", "results.json"):
+        (tmp_path / name).write_text("{}")
+    before = fingerprint(tmp_path)
+    for name, same in {"results.json": True, "README.md": True, "codec/config.json": False}.items():
+        (tmp_path / name).write_text('{"value": 1}')
+        assert (fingerprint(tmp_path) == before) == same, name
+
+
+def test_trajectories_that_there_are_not_are_named(tmp_path: Path) -> None:
+    path = CONFIGS[0].with_name("released_intents.json")
+    args = argparse.Namespace(runs_root=tmp_path, backbones_root=tmp_path)
+    with pytest.raises(ValueError, match="no folder .*mcdi-minilm-intents/trajectories: collect the trajectories"):
+        generators_of(read_config(path), path.parent, args)
 
 
 def test_other_sizes_and_another_recipe_are_refused(smoke: argparse.Namespace) -> None:
@@ -126,6 +184,7 @@ def test_every_config_is_one(path: Path, tmp_path: Path) -> None:
     config = read_config(path)
     for name in ("dinov2-small-focus-84px", "SmolLM2-135M-Instruct"):
         (tmp_path / name).mkdir()
+    (tmp_path / config.get("trajectories", "none")).mkdir(parents=True)
     found = generators_of(config, path.parent, argparse.Namespace(runs_root=tmp_path, backbones_root=tmp_path))
     for generator in found:
         train = generator.recipe.get("trajectories", {}).get("train_domains", [])

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from data import Split
 from fold import Fold
 from methods import METHODS
+from splits import Split
 from tiny import assert_close, seeded
 
 from mcdi_hf import Task

@@ -6,18 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from data import Split, sources_below
 from fold import Fold
 from methods import METHODS
 from methods.controls import noised, pca_samples
 from methods.gradient_lora import all_data_tasks, lora_accuracies
 from methods.logistic import fit_logistic
 from methods.nearest import nearest_adapters
-from methods.reptile import INNER_STEPS, TASKS_PER_STEP, adapted, reptile_start
+from methods.reptile_start import INNER_STEPS, TASKS_PER_STEP, adapted, reptile_start
+from safetensors.torch import load_file
+from splits import Split, sources_below
 from timing import median_seconds
 from tiny import assert_close, random_adapters, seeded
 
-from mcdi_hf import Task, TrajectorySettings, collect_trajectories
+from mcdi_hf import Task, TrajectorySettings, collect_trajectories, train_shared_adapter
 from mcdi_hf.trajectories.dataset import split_weights
 from mcdi_hf.trajectories.shared import initial_adapter
 
@@ -93,7 +94,7 @@ def test_what_is_free_is_what_it_says(fold: Fold, split: Split) -> None:
 def test_the_shared_adapter_is_trained_once_for_a_seed(fold: Fold, split: Split) -> None:
     method, tasks = METHODS["one shared adapter"], split.tasks("2x1", 5, 2)
     first = method.accuracies(split, fold, tasks, 0, None)
-    path = fold.generator.folder / f"shared-{fold.sizes.shared_steps}-0.safetensors"
+    path = fold.generator.folder / "shared-0.safetensors"
     written = path.stat().st_mtime_ns
     assert method.accuracies(split, fold, tasks, 0, None) == first and path.stat().st_mtime_ns == written
 
@@ -133,6 +134,32 @@ def test_logistic_regression_learns_from_the_support_and_is_asked_about_the_quer
     learnt = Task(task.classes, task.support, task.support, task.group)
     turned = Task(task.classes, task.support[::-1], task.support, task.group)
     assert method.accuracies(split, fold, [learnt, turned], 0, 0.01) == pytest.approx([1.0, 0.0])
+
+
+def test_logistic_regression_looks_at_no_test_example_but_its_tasks(fold: Fold) -> None:
+    """What else there is to test on does not move a task's answer."""
+    method, split = METHODS["frozen + logistic regression"], fold.split("test")
+    (task,) = split.tasks("3x1", 0, 1)
+    before = method.accuracies(split, fold, [task], 0, 1.0)
+    features, others = split.features("frozen", fold.frozen), torch.ones(len(split.examples), dtype=torch.bool)
+    others[[row for rows in (*task.support, *task.query) for row in rows]] = False
+    kept = features[:, others].clone()
+    try:
+        features[:, others] += 100 * torch.randn(kept.shape, generator=seeded())
+        assert others.any() and method.accuracies(split, fold, [task], 0, 1.0) == before
+    finally:
+        features[:, others] = kept
+
+
+def test_the_shared_adapter_has_the_means_of_the_generators_start(fold: Fold, split: Split) -> None:
+    """In the smoke run that is 2 steps of one shot: the adapter is the one that was trained by hand."""
+    sampler = fold.training.sampler((1, 1), 5, 7)
+    tensors, scale = train_shared_adapter(fold.stacked, fold.training.examples, sampler, 2, 1e-3, seed=7)
+    METHODS["one shared adapter"].accuracies(split, fold, split.tasks("2x1", 5, 2), 7, None)
+    found = load_file(fold.generator.folder / "shared-7.safetensors")
+    assert found.pop("scale").item() == pytest.approx(scale) and found.keys() == tensors.keys()
+    for key, value in tensors.items():
+        assert_close(found[key], value)
 
 
 def test_gradient_lora_is_that_of_each_task_alone_and_learns(fold: Fold, split: Split) -> None:
@@ -206,7 +233,7 @@ def test_samples_have_the_mean_and_the_covariance_of_the_training_adapters() -> 
         "one.lora_A": 2 + 0.5 * torch.randn(6, 2, 3, generator=generator),
         "one.lora_B": torch.randn(6, 4, 1, generator=generator) * torch.tensor([[5.0], [1.0], [0.1], [0.0]]) - 1,
     }
-    found = pca_samples(training, 40_000, generator=seeded())
+    found = pca_samples(training, 40_000, noise=seeded())
     assert {key: value.shape[1:] for key, value in found.items()} == {"one.lora_A": (2, 3), "one.lora_B": (4, 1)}
     given, made = (torch.cat([value.flatten(1) for value in own.values()], dim=1) for own in (training, found))
     scale = torch.cov(given.T).diag().max().item()

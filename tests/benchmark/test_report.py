@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from generators import ROOT
+from intervals import Estimate
 from memorisation import BETWEEN, NEW, NOISED_COPY, OVERLAP
 from methods import METHODS
 from pictures import time_picture
-from report import best_baseline, check_results, difference, page, read_results
+from report import best_baseline, check_results, difference, page, points, read_results
 
 
 RESULTS = ROOT / "examples" / "benchmark" / "results"
@@ -41,7 +42,12 @@ def invented() -> dict:
         "seconds": {"Mc-Di": 0.05, GRADIENT: 12.0},
         "time_kind": "5x1",
         "choices": {},
-        "memorisation": {NEW: [3.0, 4.0], BETWEEN: [1.0, 1.2], NOISED_COPY: [0.1, 0.2], OVERLAP: [0.5, None]},
+        "memorisation": {
+            NEW: {"all-0": [3.0], "all-1": [4.0]},
+            BETWEEN: {"all": [1.0, 1.2]},
+            NOISED_COPY: {"all-0": [0.1], "all-1": [0.2]},
+            OVERLAP: {"all-0": [0.5], "all-1": [None]},
+        },
         "spent": {},
     }
 
@@ -68,7 +74,7 @@ def test_the_page_says_what_was_measured() -> None:
     assert "| 80.0 ±" in lines["Mc-Di"] and lines["Mc-Di"].endswith("| 50.0 ms |")
     assert lines[GRADIENT].count("82.0 ±0.0 (4)") == 2 and lines[GRADIENT].endswith("| 12.00 s |")
     assert "| 90.0 ±? (1) | - | - |" in lines["SetFit"]
-    assert "Mc-Di is above the best baseline in 1 kinds, tied in 1, and below in 0." in text
+    assert "Mc-Di is above the best baseline in 1 of 2 kinds, tied in 1, and below in 0." in text
     assert "Test episodes of a kind: 8, of 2 generators; standard deviation of Mc-Di over their seeds" in text
     assert "3.18 times as far" in text and "so it is no copy; they share 50 % of their errors." in text
     assert "A note." in text and "![Differences from Mc-Di against the time to an adapter](picture.png)" in text
@@ -77,15 +83,44 @@ def test_the_page_says_what_was_measured() -> None:
 @pytest.mark.parametrize(
     ("new", "said"),
     [
-        ([1.05, 1.15], "which another trained adapter could"),
+        ([1.05, 1.15], "as far as a newly trained one would"),
         ([0.5, 0.6], "but farther than a training adapter with noise"),
         ([0.1, 0.15], "as a copy would"),
+        ([0.2, 0.5], "but farther than a training adapter with noise"),  # on each task, though the levels overlap
     ],
 )
 def test_distances_say_whether_it_may_be_a_copy(new: list[float], said: str) -> None:
     results = invented()
-    results["memorisation"] |= {NEW: new, BETWEEN: [1.0, 1.2, 1.0, 1.2]}
+    results["memorisation"] |= {NEW: {"all-0": new}, BETWEEN: {"all": [1.0, 1.2, 1.0, 1.2]}}
+    results["memorisation"][NOISED_COPY] = {"all-0": [0.1, 0.4 if new[1] == 0.5 else 0.2]}
     assert said in page([results], "picture.png")
+
+
+def test_a_page_says_what_old_results_are_and_which_methods_it_has() -> None:
+    results = invented()
+    text = page([results], "picture.png")
+    assert "04766b0 were measured" not in text and "| SetFit | the library" in text
+    del results["accuracy"]["SetFit"]
+    results["command"] = "git checkout 04766b0 && python examples/benchmark.py"
+    text = page([results], "picture.png")
+    assert "names commit 04766b0 were measured by the harness of that commit" in text and "SetFit" not in text
+
+
+def test_seeds_of_a_released_pipeline_are_of_episodes() -> None:
+    text = page([invented() | {"family": "released"}], "picture.png")
+    assert "8, of 2 seeds of episodes and noise, one generator; standard deviation of Mc-Di over those seeds" in text
+
+
+@pytest.mark.parametrize(
+    ("estimate", "expected"),
+    [
+        (Estimate(0.0003, 0.0001, 0.0005, 9), "+0.03 ±0.02"),
+        (Estimate(0.003, 0.001, 0.005, 9), "+0.3 ±0.2"),
+        (Estimate(-0.0004, -0.0008, 0.0, 9), "tie -0.04 ±0.04"),
+    ],
+)
+def test_a_difference_that_would_round_to_zero_has_two_decimals(estimate: Estimate, expected: str) -> None:
+    assert points(estimate) == expected
 
 
 def test_bars_of_the_picture_are_the_intervals_of_the_tables() -> None:

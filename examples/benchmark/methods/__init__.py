@@ -2,16 +2,16 @@
 
 from .base import GROUPS, Method
 from .controls import GaussianSample, NoisedNearest
-from .frozen import Frozen
-from .generated import Generated, NoiseCondition, OtherTask, Refined, Selected, ShuffledLabels
 from .gradient_lora import GradientLora, LoraOnAllData, TimedLora
+from .imprinted import Frozen
 from .logistic import Logistic
 from .lorahub import LoraHub
+from .mcdi import Generated, NoiseCondition, OtherTask, Refined, Selected, ShuffledLabels
 from .mean_adapter import MeanAdapter
 from .nearest import NearestAdapter
-from .reptile import AdapterReptile
+from .reptile_start import AdapterReptile
 from .setfit import SetFit
-from .shared import SharedAdapter
+from .shared_adapter import SharedAdapter
 
 
 __all__ = ["GROUPS", "MAIN", "METHODS", "NOISED", "Method"]
@@ -26,9 +26,15 @@ METHODS: dict[str, Method] = {
         Frozen(
             "frozen + imprinted head", "the backbone as it is, its head made of the means of the classes' examples"
         ),
-        Logistic("frozen + logistic regression", "logistic regression on the same features"),
+        Logistic(
+            "frozen + logistic regression",
+            "logistic regression on the same features, scaled by the validation examples (at commit 04766b0 by the test "
+            "examples, queries included)",
+        ),
         SharedAdapter(
-            "one shared adapter", "one adapter trained on all training tasks, a head made for each test task"
+            "one shared adapter",
+            "one adapter trained on all training tasks, as long as the generators' shared start was (at commit 04766b0 60 "
+            "to 100 steps), a head made for each test task",
         ),
         MeanAdapter(
             "mean of the training adapters", "the mean of all training adapters, a head made for each test task"

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from data import Sizes, Split
 from fold import Fold
+from splits import Sizes, Split
 
 from mcdi_hf import Task
 

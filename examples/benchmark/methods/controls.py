@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-from data import Split, Tensors
 from fold import Fold
+from splits import Split, Tensors
 
 from mcdi_hf import Task
 
@@ -13,7 +13,7 @@ from .nearest import nearest_adapters
 
 
 def noised(
-    tensors: Tensors, reference: Tensors, relative_scale: float, generator: torch.Generator | None = None
+    tensors: Tensors, reference: Tensors, relative_scale: float, noise: torch.Generator | None = None
 ) -> Tensors:
     """Add Gaussian noise to adapters, as wide, key by key, as training adapters lie around their mean.
 
@@ -22,23 +22,23 @@ def noised(
         reference (`dict[str, torch.Tensor]`): The training adapters, key -> `(training adapters, *shape)`.
         relative_scale (`float`): The noise's standard deviation over the training adapters' own, which is one number a
             key: the root mean square, over adapters and elements, of their difference from the mean adapter.
-        generator (`torch.Generator`, *optional*): Of the noise.
+        noise (`torch.Generator`, *optional*): Draws the noise.
     """
     result = {}
     for key, value in tensors.items():
         deviation = (reference[key] - reference[key].mean(dim=0)).square().mean().sqrt()
-        noise = torch.randn(value.shape, generator=generator).to(value)
-        result[key] = value + relative_scale * deviation.to(value) * noise
+        drawn = torch.randn(value.shape, generator=noise).to(value)
+        result[key] = value + relative_scale * deviation.to(value) * drawn
     return result
 
 
-def pca_samples(adapters: Tensors, num_samples: int, generator: torch.Generator | None = None) -> Tensors:
+def pca_samples(adapters: Tensors, num_samples: int, noise: torch.Generator | None = None) -> Tensors:
     """Sample adapters from the Gaussian that has the mean and the sample covariance of training adapters.
 
     Args:
         adapters (`dict[str, torch.Tensor]`): The training adapters, key -> `(training adapters, *shape)`.
         num_samples (`int`): How many to draw.
-        generator (`torch.Generator`, *optional*): Of the samples.
+        noise (`torch.Generator`, *optional*): Draws the samples.
 
     Returns:
         Key -> `(num_samples, *shape)`.
@@ -46,7 +46,7 @@ def pca_samples(adapters: Tensors, num_samples: int, generator: torch.Generator 
     flat = torch.cat([value.flatten(1) for value in adapters.values()], dim=1)
     mean = flat.mean(dim=0)
     # With `z` standard normal, `z (flat - mean) / sqrt(n - 1)` has just that covariance.
-    draws = torch.randn(num_samples, len(flat), generator=generator).to(flat)
+    draws = torch.randn(num_samples, len(flat), generator=noise).to(flat)
     samples = mean + draws @ (flat - mean) / (len(flat) - 1) ** 0.5
     parts = samples.split([value[0].numel() for value in adapters.values()], dim=1)
     return {key: part.unflatten(1, value.shape[1:]) for (key, value), part in zip(adapters.items(), parts)}
@@ -65,8 +65,8 @@ class NoisedNearest(Method):
         return [0.1, 0.3, 1.0, 3.0]
 
     def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: float) -> list[float]:
-        generator, nearest = torch.Generator().manual_seed(seed), nearest_adapters(split, fold, tasks)
-        tensors = noised(nearest, fold.training.adapters, setting, generator)
+        noise, nearest = torch.Generator().manual_seed(seed), nearest_adapters(split, fold, tasks)
+        tensors = noised(nearest, fold.training.adapters, setting, noise)
         return split.imprinted(tensors, tasks, fold.codec.config.imprint_scale)
 
 
@@ -77,6 +77,6 @@ class GaussianSample(Method):
     needs_training = True
 
     def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: Any) -> list[float]:
-        generator = torch.Generator().manual_seed(seed)
-        tensors = pca_samples(fold.training.adapters, len(tasks), generator)
+        noise = torch.Generator().manual_seed(seed)
+        tensors = pca_samples(fold.training.adapters, len(tasks), noise)
         return split.imprinted(tensors, tasks, fold.codec.config.imprint_scale)

@@ -4,14 +4,14 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
-from data import TASKS_AT_ONCE, Split
 from fold import Fold
+from splits import TASKS_AT_ONCE, VALIDATION_SEED, Split
 from timing import asked_once, median_seconds
 
 from mcdi_hf import LabelledRows, Task, TrajectorySettings, collect_trajectories
 
 from .base import SlowMethod
-from .generated import Generated
+from .mcdi import Generated
 
 
 MAX_BATCH = 64  # examples of a step; smaller supports are taken whole
@@ -57,10 +57,10 @@ class TimedLora(GradientLora):
 
     def settings(self, split: Split, fold: Fold, shots: int) -> list[list]:
         kind = next(one for one in fold.config["validation_kinds"] if one.endswith(f"x{shots}"))
-        tasks, seed = [asked_once(split.tasks(kind, 100, 1)[0])], fold.generator.seeds[0]
-        generator, steps, repeats = Generated("", "", candidates=8), 5, fold.sizes.timings
+        tasks, seed = [asked_once(split.tasks(kind, VALIDATION_SEED, 1)[0])], fold.generator.seeds[0]
+        method, steps, repeats = Generated("", "", candidates=8), 5, fold.sizes.timings
         calls = {
-            "generating": lambda: generator.accuracies(split, fold, tasks, seed, None),
+            "generating": lambda: method.accuracies(split, fold, tasks, seed, None),
             "training": lambda: lora_accuracies(split, fold, tasks, seed, steps, 1e-3),
         }
         seconds = median_seconds(calls, repeats)

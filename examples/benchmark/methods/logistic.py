@@ -1,8 +1,8 @@
 """Logistic regression on the features of the frozen backbone."""
 
 import torch
-from data import TASKS_AT_ONCE, Split
 from fold import Fold
+from splits import TASKS_AT_ONCE, Split
 
 from mcdi_hf import Task
 from mcdi_hf.adapters.head import head_logits
@@ -44,15 +44,15 @@ def fit_logistic(
 
 
 class Logistic(Method):
-    """The features are scaled to unit variance; validation chooses the penalty."""
+    """The features are scaled to unit variance on the validation examples; validation chooses the penalty."""
 
     def settings(self, split: Split, fold: Fold, shots: int) -> list[float]:
         return [0.1, 1.0, 10.0, 100.0]
 
     def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: float) -> list[float]:
-        features = split.features("frozen", fold.frozen)
-        features = features - features[0].mean(dim=0)
-        features = features / features[0].square().mean().sqrt()
+        known = fold.split("validation").features("frozen", fold.frozen)[0]  # never of the test tasks' queries
+        mean = known.mean(dim=0)
+        features = (split.features("frozen", fold.frozen) - mean) / (known - mean).square().mean().sqrt()
         found = []
         for first in range(0, len(tasks), TASKS_AT_ONCE):
             part = tasks[first : first + TASKS_AT_ONCE]

@@ -5,8 +5,8 @@ from typing import Any
 import nevergrad
 import numpy as np
 import torch
-from data import TASKS_AT_ONCE, Split, Tensors
 from fold import Fold
+from splits import TASKS_AT_ONCE, Split, Tensors
 
 from mcdi_hf import Task
 from mcdi_hf.adapters.head import class_means, head_logits

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from data import Split
 from fold import Fold
+from splits import Split
 
 from mcdi_hf import Task
 

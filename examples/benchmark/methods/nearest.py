@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-from data import Split, Tensors
 from fold import Fold
+from splits import Split, Tensors
 
 from mcdi_hf import Task
 

@@ -6,10 +6,10 @@ import tempfile
 from typing import Any
 
 import torch
-from data import Sizes, Split
 from datasets import Dataset
 from fold import Fold
 from setfit import SetFitModel, Trainer, TrainingArguments
+from splits import Sizes, Split
 from transformers import PrinterCallback
 
 from mcdi_hf import Task

@@ -1,8 +1,8 @@
 """REPTILE on the adapter itself: a start from which a few gradient steps on a task's shots go far."""
 
 import torch
-from data import TASKS_AT_ONCE, Split, Tensors
 from fold import Fold
+from splits import TASKS_AT_ONCE, Split, Tensors
 
 from mcdi_hf import Task, TrajectorySettings, collect_trajectories
 from mcdi_hf.data.encoded import EncodedExamples
@@ -18,7 +18,7 @@ TASKS_PER_STEP, INNER_STEPS, BATCH_SIZE = 4, 5, 20
 class AdapterReptile(SlowMethod):
     """REPTILE (Nichol et al. 2018) on the training tasks, then Adam on the shots; validation chooses how many steps.
 
-    Heads are imprinted under the start, or made of words, while it is learnt and for test tasks.
+    Heads are imprinted under the start, or verbalizers, while it is learnt and for test tasks.
     """
 
     needs_training = True

@@ -17,6 +17,7 @@ from mcdi_hf.training.data import tasks_of_kind
 
 
 TASKS_AT_ONCE = 16
+VALIDATION_SEED = 100  # of the tasks that choices are made on
 BACKBONE_ID = "sentence-transformers/all-MiniLM-L6-v2"
 Tensors = dict[str, torch.Tensor]
 
@@ -31,7 +32,6 @@ class Sizes:
         setfit_episodes (`int`): Of them for SetFit, and only where a task has at most `setfit_examples`.
         setfit_examples (`int`): See there.
         validation_episodes (`int`): Validation tasks of a kind that a setting is tried on.
-        shared_steps (`int`): Episodes that the one shared adapter is trained on.
         reptile_steps (`int`): Outer steps of REPTILE on the adapter.
         gradient_steps, gradient_learning_rates (`tuple`): The settings of gradient LoRA to try.
         lorahub_evaluations (`int`): Mixes that LoraHub tries for a task.
@@ -44,7 +44,6 @@ class Sizes:
     setfit_episodes: int = 2
     setfit_examples: int = 30
     validation_episodes: int = 8
-    shared_steps: int = 100
     reptile_steps: int = 15
     gradient_steps: tuple[int, ...] = (10, 30)
     gradient_learning_rates: tuple[float, ...] = (1e-3, 5e-3)

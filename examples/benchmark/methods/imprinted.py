@@ -1,9 +1,9 @@
-"""The frozen backbone, its head imprinted or made of words: what is free without any training."""
+"""The frozen backbone, its head imprinted or a verbalizer: what is free without any training."""
 
 from typing import Any
 
-from data import Split
 from fold import Fold
+from splits import Split
 
 from mcdi_hf import Task
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import TASKS_AT_ONCE, Split, Tensors
 from fold import Fold
 from PIL import Image
+from splits import TASKS_AT_ONCE, Split, Tensors
 
 from mcdi_hf import MCDiPipeline, Task
 from mcdi_hf.data.episodes import SupportBatch
