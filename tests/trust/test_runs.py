@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from scripts import EXAMPLES, LAUNCH, Collected, call, collecting, command_line, run_each, start, training
 
 from mcdi_hf import MCDiTrainer
+from mcdi_hf.utils.run_folder import latest_checkpoint
 
 
 SETTINGS = {"max_train_steps": 6, "validation_steps": 2, "checkpointing_steps": 2, "checkpoints_total_limit": 1}
@@ -40,16 +41,15 @@ def straight(collected: Collected, tmp_path_factory: pytest.TempPathFactory) -> 
     """What a run comes to that nothing disturbed."""
     folder = tmp_path_factory.mktemp("straight")
     MCDiTrainer(training(folder, **SETTINGS), collected.trajectories / "trajectories").train()
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint_6"]
     return made(folder)
 
 
 def made(folder: Path) -> dict:
-    """The pipeline, the curve, and the names and weights of the checkpoints."""
-    weights = {
-        str(path.relative_to(folder)): load_file(path)
-        for name in ("pipeline/*/*.safetensors", "checkpoints/*/model.safetensors")
-        for path in sorted(folder.glob(name))
-    }
+    """The pipeline, the curve, and the name and weights of the newest checkpoint. A kill may leave an older one, too."""
+    newest = latest_checkpoint(folder / "checkpoints")
+    paths = [*sorted(folder.glob("pipeline/*/*.safetensors")), newest / "model.safetensors"]
+    weights = {str(path.relative_to(folder)): load_file(path) for path in paths}
     index = (folder / "pipeline" / "model_index.json").read_text()
     return {"weights": weights, "index": index, "curve": json.loads((folder / "curve.json").read_text())}
 
