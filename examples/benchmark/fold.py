@@ -57,9 +57,7 @@ class Fold(Memory):
         pipe = self.pipeline("Mc-Di", generator.seeds[0])
         self.backbone, self.stacked, self.codec = pipe.backbone, pipe.stacked, pipe.codec
         self.frozen = initial_adapter(self.codec.layout)  # does nothing: lora_B is zero
-        self.frozen_scale = imprint_scale_for(
-            self.stacked, self.frozen, self.split("validation").examples.first_view()
-        )
+        self.frozen_scale = imprint_scale_for(self.stacked, self.frozen, self.split("validation").examples)
 
     def pipeline(self, objective: str, seed: int) -> MCDiPipeline:
         """A generator, all of them on one backbone."""

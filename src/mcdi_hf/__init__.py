@@ -5,11 +5,12 @@ from diffusers import ModelMixin, SchedulerMixin  # noqa: F401
 
 from ._registration import register
 from .adapters.codec import AdapterCodec
-from .adapters.generated import GeneratedAdapter
+from .adapters.generated import GeneratedAdapter, GenerationDetails
 from .adapters.layout import AdapterLayout
 from .adapters.stacked import StackedLora
 from .backbones.frozen import FrozenBackbone
 from .backbones.mean_pooled import MeanPooledConfig, MeanPooledForSequenceClassification
+from .data.episodes import SupportBatch
 from .data.sources import Source, read_mixture
 from .data.tasks import EpisodeSampler, LabelledRows, Task, rotate_classes
 from .models.denoiser import MCDiDenoiser
@@ -25,7 +26,6 @@ from .trajectories.arguments import TrajectoryArguments
 from .trajectories.collect import TrajectorySettings, collect_trajectories
 from .trajectories.collector import TrajectoryCollector
 from .trajectories.dataset import load_trajectories
-from .trajectories.description import package_versions
 from .trajectories.folder import TrajectoryFolder
 from .trajectories.shared import train_shared_adapter
 
@@ -39,6 +39,7 @@ __all__ = [
     "EpisodeSampler",
     "FrozenBackbone",
     "GeneratedAdapter",
+    "GenerationDetails",
     "LabelledRows",
     "LocalConsistencyScheduler",
     "MCDiDenoiser",
@@ -52,6 +53,7 @@ __all__ = [
     "MixedAdaptersOutput",
     "Source",
     "StackedLora",
+    "SupportBatch",
     "Task",
     "TaskEncoder",
     "TrajectoryArguments",
@@ -60,7 +62,6 @@ __all__ = [
     "TrajectorySettings",
     "collect_trajectories",
     "load_trajectories",
-    "package_versions",
     "read_mixture",
     "rotate_classes",
     "train_shared_adapter",

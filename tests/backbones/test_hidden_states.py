@@ -77,17 +77,6 @@ def test_images_are_the_same_to_the_bit(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.npy"))) == 2
 
 
-def test_the_first_view_is_the_examples_as_they_are() -> None:
-    lower, images = texts_below(tiny_backbone()), tiny_image_dataset()["image"][:]
-    views, plain = lower(TEXTS, num_views=2), lower(TEXTS[:3])
-    rows = torch.tensor([2, 0])
-    assert len(views.first_view()) == 3 and views.first_view().num_views == 1
-    torch.testing.assert_close(views.first_view()[rows], plain[rows], rtol=1e-5, atol=1e-6)
-    views = LowerLayers(tiny_image_backbone(), ["vit.layers.1.attention.q_proj"])(images, num_views=2)
-    assert len(views.first_view().hidden_states) == 6
-    assert views.first_view()[rows]["pixel_values"].equal(views[rows]["pixel_values"])
-
-
 def test_other_weights_layers_texts_or_batches_are_another_file(tmp_path: Path) -> None:
     first = texts_below(tiny_backbone())(TEXTS, cache_dir=tmp_path)
     changed = [

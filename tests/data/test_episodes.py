@@ -34,6 +34,20 @@ def test_padding() -> None:
     assert SupportBatch.from_rows(ROWS).class_mask.shape == (3, 3)  # by default no class more than the most
 
 
+def test_fewer_ways_than_there_are_cut_no_class_off() -> None:
+    assert SupportBatch.from_rows(ROWS, CLASSES, ways=2).class_mask.shape == (3, 3)
+
+
+def test_a_number_and_a_list_pick_tasks_too() -> None:
+    batch = make_batch()
+    assert batch[2].classes == [("u", "v")] and batch[2].labels.tolist() == batch[torch.tensor([2])].labels.tolist()
+    assert batch[[2, 0]].classes == [("u", "v"), ("p", "q")]
+
+
+def test_the_table_hands_its_rows_to_where_the_batch_went() -> None:
+    assert make_batch().to("meta").examples.device == torch.device("meta")
+
+
 def test_the_part_of_a_task() -> None:
     task = Task(("p", "q"), support=((1,), (2, 3)), query=((4, 5), (6,)), group="all")
     support, query = SupportBatch.from_tasks([task]), SupportBatch.from_tasks([task], "query")

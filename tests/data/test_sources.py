@@ -176,6 +176,7 @@ def test_images_stay_images(root: Path) -> None:
         ([Source("films"), Source("someone/films")], ["train"], None, r"same name among \['films', 'films'\]"),
         ([Source("plain", group_column="domain")], ["train"], ["east"], r"no domains \['east'\].*'north', 'south'"),
         ([Source("films", splits={"test": "train"})], ["train", "test"], None, "Two of the splits .* are the same"),
+        ([Source("films")], ["train", "train"], None, "Two of the splits .* are the same"),
     ],
 )
 def test_what_makes_no_table_is_refused(

@@ -1,7 +1,7 @@
 """The pipeline on a tiny BERT: what it gives back, and what it refuses."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +255,8 @@ def test_mean_is_that_of_the_candidates(pipe: MCDiPipeline) -> None:
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"\['noise'\]"),
         ({"latents": torch.zeros(1, 20, 20)}, r"latents have shape \(1, 20, 20\): expected \(1, 18, 20\)"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5: expected a whole number"),
+        ({"eta": 1.5, "strength": 0.0}, "eta is 1.5: expected 0 to 1"),
         ({"num_inference_steps": 10_000}, "num_inference_steps"),
     ],
 )
@@ -292,3 +294,14 @@ def test_components_of_other_adapters_are_refused(pipe: MCDiPipeline, overrides:
 def test_a_task_encoder_of_another_width_is_refused(pipe: MCDiPipeline) -> None:
     with pytest.raises(ValueError, match="feature_dim: 7 there"):
         MCDiPipeline(**pipe.components | {"task_encoder": TaskEncoder(feature_dim=7, dim=16)})
+
+
+def test_a_batch_of_another_pipeline_is_refused(pipe: MCDiPipeline) -> None:
+    batch = pipe.encode_support(SUPPORT)
+    with pytest.raises(ValueError, match=r"features \(1, \d+, 3\) of another pipeline"):
+        pipe(replace(batch, features=batch.features[..., :3]))
+
+
+def test_flat_weights_and_tokens_keep_no_encoded_examples(pipe: MCDiPipeline) -> None:
+    for output_type, kept in (("pt", 0), ("latent", 0), ("peft", 3)):
+        assert len(pipe(TASKS, batch_size=1, num_inference_steps=1, output_type=output_type).draws.batches) == kept

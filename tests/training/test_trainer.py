@@ -194,6 +194,8 @@ def test_a_tracker_and_the_hub_get_what_was_found(
         ({"validation_domains": ["east"]}, r"no domains \['east'\]"),
         ({"validation_tasks": ["2-1"]}, "kind of tasks '2-1' is unknown: expected WAYSxSHOTS"),
         ({"validation_tasks": ["east:2x1"]}, "no tasks 'east:2x1': expected one of the groups"),
+        ({"validation_tasks": ["9x1"]}, "no tasks of the kind '9x1': No group has 9 classes"),
+        ({"validation_domains": []}, "No domain is left to validate on"),
         ({"task_loss_tasks": 0}, "task_loss_tasks is 0"),
         ({"shots": [1, 7]}, "has 6 examples, fewer than 7 shots"),
     ],
@@ -210,8 +212,11 @@ def test_divergence_is_named(runs: Runs, tmp_path: Path) -> None:
         trainer.train()
 
 
-def test_without_validation_domains_those_are_taken_that_no_trajectory_is_of(runs: Runs, tmp_path: Path) -> None:
+def test_without_validation_domains_those_are_taken_that_no_trajectory_is_of(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     trainer = MCDiTrainer(training(tmp_path / "run", validation_domains=None), runs.trajectories)
+    assert f"all that no trajectory is of: {DOMAINS[2:]}" in capsys.readouterr().out
     assert {task.group for tasks in trainer.data.validation.values() for task in tasks} == {DOMAINS[2]}
     views = MCDiTrainer(
         training(tmp_path / "run", imprint_from="mean", num_views=2, support_views=3), runs.trajectories

@@ -156,6 +156,10 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         """The LoRA matrices of the mean adapter, `count` times: key -> `(count, *shape)`, without a head."""
         return self._join(self.mean.expand(count, -1, -1))
 
+    def frozen_adapter(self, count: int) -> dict[str, torch.Tensor]:
+        """LoRA matrices that leave the backbone as it is, `count` times: key -> `(count, *shape)`."""
+        return {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in self.mean_adapter(count).items()}
+
     def token_mask(self, class_mask: torch.Tensor) -> torch.Tensor:
         """Which numbers of the tokens mean something: class mask `(adapters, classes)` -> `bool` tensor of shape
         `(adapters, num_tokens(classes), token_dim)`.

@@ -24,13 +24,13 @@ class GenerationDetails:
         shots (`list[int]`): Examples of each class.
         generator (`str`, *optional*): The pipeline's name or Hub id.
         generator_revision (`str`, *optional*): Its commit, if it is of the Hub.
-        seed (`int`, *optional*): Of its stream of noise: a list of one generator of this seed makes it again.
+        seed (`int`, *optional*): Seed of its noise; `generator=[torch.Generator().manual_seed(seed)]` makes it again.
         num_inference_steps (`int`, *optional*): Steps of the sampler.
         num_candidates (`int`, *optional*): How many were drawn; the adapter is their mean unless one was chosen.
         refine_steps (`int`, *optional*, defaults to 0): Gradient steps on the support after it was generated.
         chosen (`str`, *optional*): The option that was selected, if one was.
-        support_losses (`dict[str, float]`, *optional*): Of all options the mean cross-entropy that was gone by.
-        folds (`int`, *optional*): Over so many folds; 1 is on the support itself.
+        support_losses (`dict[str, float]`, *optional*): Each option's mean cross-entropy; the least was chosen.
+        folds (`int`, *optional*): How many folds that is over; 1: the support.
     """
 
     shots: list[int]
@@ -47,7 +47,7 @@ class GenerationDetails:
 
 @dataclass
 class GeneratedAdapter:
-    """One LoRA adapter with a classification head, or for a causal language model without: words are its head.
+    """One LoRA adapter with a classification head, or, for a causal language model, without one.
 
     Attributes:
         tensors (`dict[str, torch.Tensor]`): Key as in PEFT's files -> tensor.
@@ -77,7 +77,7 @@ class GeneratedAdapter:
 
     @property
     def kind(self) -> str:
-        """What the adapter is used by: the backbone's pooling for texts, or `"images"`."""
+        """What uses the adapter: the backbone's pooling for texts, or `"images"`."""
         if self.base_model["model_class"].endswith("ForImageClassification"):
             return "images"
         return self.base_model["pooling"]

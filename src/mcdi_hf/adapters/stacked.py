@@ -14,14 +14,12 @@ from .layout import AdapterLayout, LoraModule
 
 
 class StackedLora:
-    """Runs N adapters at once: the frozen products are shared, each adapter's low-rank product is one batched matmul.
+    """Runs N adapters of a layout at once: the frozen products are shared, each adapter's low-rank product is one
+    batched matmul.
 
-    Rows come adapter by adapter: `N * b` rows are `b` rows for each adapter. Gradients of a summed loss are those of N
-    separate runs, since no adapter sees another's rows.
-
-    Args:
-        backbone (`FrozenBackbone`): The backbone; its layers below the first adapted one run once an example.
-        layout (`AdapterLayout`): Which modules are adapted.
+    Rows come adapter by adapter: `N * b` rows are `b` rows for each adapter. Gradients of a summed loss are those
+    of N separate runs, since no adapter sees another's rows. The layers below the first adapted one run once per
+    example.
     """
 
     def __init__(self, backbone: FrozenBackbone, layout: AdapterLayout) -> None:

@@ -107,7 +107,7 @@ class FrozenBackbone:
     @classmethod
     def of(cls, base_model: dict[str, Any], pretrained_model_name_or_path: str | None = None) -> "FrozenBackbone":
         """Load the backbone that adapters were made for, in float32, in which they were made, by its record in the
-        config of [`AdapterCodec`]. If it lies elsewhere than under its name, its main branch is taken there."""
+        config of [`AdapterCodec`]. From another place its main branch is loaded."""
         name = base_model["name_or_path"]
         place = pretrained_model_name_or_path or name
         revision = base_model.get("revision") if place == name else None  # early records have none
@@ -133,8 +133,8 @@ class FrozenBackbone:
         return {name: getattr(self, name) for name in names}
 
     def check(self, wanted: dict[str, Any]) -> None:
-        """Refuse to be the backbone that a record asks for, if weights, pooling or class are others, naming both. A commit
-        of the Hub with the same weights is the same backbone."""
+        """Refuse a record of other weights, pooling or class, naming both. A commit of the Hub with the same
+        weights is the same backbone."""
         found = self.record
         if any(wanted[key] != found[key] for key in ("fingerprint", "pooling", "model_class")):
             of = "{model_class} {name_or_path!r} (revision {revision}, weights {fingerprint}, pooling {pooling!r})"

@@ -1,6 +1,6 @@
 """Examples after the frozen lower layers: a table that the upper layers take rows of."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -49,9 +49,3 @@ class EncodedExamples:
         if self.counts is None:
             return torch.full((len(rows),), self.hidden_states.shape[1])
         return self.counts[rows]
-
-    def first_view(self) -> "EncodedExamples":
-        """The examples as they are, without their augmented views."""
-        if self.counts is None:
-            return replace(self, hidden_states=self.hidden_states[: len(self)], num_views=1)
-        return replace(self, starts=self.starts[: len(self)], counts=self.counts[: len(self)], num_views=1)

@@ -50,7 +50,7 @@ class SupportBatch:
         """
         flat, labels = zip(*map(rows_and_labels, rows))
         counts = torch.tensor([len(one) for one in rows])
-        class_mask = torch.arange(int(counts.max()) if ways is None else ways) < counts.unsqueeze(-1)
+        class_mask = torch.arange(max(int(counts.max()), ways or 0)) < counts.unsqueeze(-1)
         labels = pad_sequence(labels, batch_first=True, padding_value=-1)
         return cls(labels.to(device), class_mask.to(device), pad_sequence(flat, batch_first=True), classes=classes)
 
@@ -67,7 +67,9 @@ class SupportBatch:
 
     def __getitem__(self, tasks: slice | torch.Tensor) -> "SupportBatch":
         """Some of the tasks, in the order given, as often as they are given."""
-        order = torch.arange(len(self))[tasks if isinstance(tasks, slice) else tasks.cpu()]
+        order = torch.arange(len(self))[tasks if isinstance(tasks, slice) else torch.as_tensor(tasks).cpu()].reshape(
+            -1
+        )
         picked = {name: value[order] for name, value in self._tensors().items()}
         if self.classes is not None:
             picked["classes"] = [self.classes[task] for task in order.tolist()]
@@ -84,7 +86,9 @@ class SupportBatch:
 
     def to(self, device: torch.device | str) -> "SupportBatch":
         """The batch with all but its rows on another device."""
-        return replace(self, **{name: value.to(device) for name, value in self._tensors().items() if name != "rows"})
+        moved = {name: value.to(device) for name, value in self._tensors().items() if name != "rows"}
+        examples = self.examples and replace(self.examples, device=torch.device(device))
+        return replace(self, examples=examples, **moved)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -69,10 +69,10 @@ class Source:
             raise ValueError(
                 f"{self.dataset_name} has no split {missing}; it has {sorted(tables)}. Say in `splits` which to take."
             )
-        if len(set(own.values())) < len(own):
+        if len(set(own.values())) < len(splits):
             raise ValueError(
-                f"Two of the splits of {self.dataset_name} are the same, {own}, but tasks would be judged on rows that "
-                f"they learn from: name another."
+                f"Two of the splits of {self.dataset_name} are the same, {splits} as {own}, so tasks would be "
+                f"judged on what they learn from: name another."
             )
         return {split: self._chosen(tables[name]) for split, name in own.items()}
 

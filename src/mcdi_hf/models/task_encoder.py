@@ -22,14 +22,11 @@ class TaskEncoderOutput(BaseOutput):
 
 
 class TaskEncoder(ModelMixin, ConfigMixin):
-    """Encodes a support set. The order of examples and the order of classes do not matter (Zaheer et al. 2017).
+    """Encodes support sets of features of width `feature_dim` as tokens of width `dim`. The order of examples and the
+    order of classes do not matter (Zaheer et al. 2017).
 
-    A class's token is made from its mean feature, from the distance of that mean to the mean of all classes, from the
-    examples one by one, and from how many examples there are.
-
-    Args:
-        feature_dim (`int`, *optional*, defaults to 384): Width of the features.
-        dim (`int`, *optional*, defaults to 256): Width of the tokens.
+    A class's token is made from its mean feature, from the distance of that mean to the mean of all classes, from
+    the examples one by one, and from how many examples there are.
     """
 
     @register_to_config

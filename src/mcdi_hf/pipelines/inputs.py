@@ -44,17 +44,25 @@ def _short(value: Any) -> str:
 
 
 def check_settings(
-    num_candidates: int, strength: float, temperature: float, batch_size: int, output_type: str
+    num_candidates: int,
+    num_inference_steps: int,
+    strength: float,
+    temperature: float,
+    eta: float,
+    batch_size: int,
+    output_type: str,
 ) -> None:
     """Refuse unknown names and numbers below what they count from."""
-    if not isinstance(num_candidates, int) or num_candidates < 1:
-        raise ValueError(f"num_candidates is {num_candidates}: expected a whole number from 1 on.")
+    counts = {"num_candidates": num_candidates, "num_inference_steps": num_inference_steps, "batch_size": batch_size}
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} is {count}: expected a whole number from 1 on.")
     if not math.isfinite(strength):
         raise ValueError(f"strength is {strength}: expected a finite number.")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}: expected 0 or more.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: expected 1 or more.")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta}: expected 0 to 1.")
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type is {output_type!r}: expected one of {', '.join(map(repr, OUTPUT_TYPES))}.")
 

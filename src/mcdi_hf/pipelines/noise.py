@@ -10,9 +10,7 @@ def task_generators(
     generator: torch.Generator | list[torch.Generator] | None, num_tasks: int
 ) -> list[torch.Generator]:
     """A stream of noise for every task, so that none depends on its neighbours or on how tasks are batched. A list
-    has one a task already, and one generator serves one task. For several tasks it gives the seeds, or PyTorch's
-    own does by default.
-    """
+    holds one per task. A single one serves one task and seeds several; without it PyTorch's own does."""
     if isinstance(generator, list):
         return generator
     if generator is not None and num_tasks == 1:

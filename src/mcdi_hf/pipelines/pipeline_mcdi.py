@@ -37,7 +37,7 @@ from .support import (
 class MCDiPipeline(DiffusionPipeline):
     """Generates LoRA adapters with a classification head for a frozen backbone, from a few labelled examples.
 
-    A causal language model's adapters are LoRA alone: it classifies by the word for a label that it would say next.
+    A causal language model's adapters are LoRA alone: it classifies by the label that it would say next.
     The backbone is no part of the saved pipeline: it is loaded by its name when examples come in, and refused if its
     weights are not those that the generator was trained for.
 
@@ -63,7 +63,8 @@ class MCDiPipeline(DiffusionPipeline):
     """
 
     revision: str | None = None
-    model_cpu_offload_seq = "task_encoder->denoiser->codec"
+    model_cpu_offload_seq = "task_encoder->denoiser"
+    _exclude_from_cpu_offload = ["codec"]  # it has no forward pass
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
@@ -162,7 +163,7 @@ class MCDiPipeline(DiffusionPipeline):
                 step; with 0 nothing is random.
             eta (`float`, *optional*, defaults to 1.0): 1 samples as DDPM does, 0 as DDIM, whose steps add no noise.
             batch_size (`int`, *optional*, defaults to 64): How many tasks are worked on at once. Results do not depend
-                on it.
+                on it. What `select` and `refine` go on from is kept for all tasks.
             generator (`torch.Generator` or a list of one a task, *optional*): Makes the result reproducible. Every
                 task has a stream of noise of its own, so that its result does not depend on its neighbours: its
                 generator in a list, or one that is seeded from the one generator given.
@@ -185,13 +186,13 @@ class MCDiPipeline(DiffusionPipeline):
         """
         # 1. Check the inputs before any work is done
         strength = self.config.strength if strength is None else strength
-        check_settings(num_candidates, strength, temperature, batch_size, output_type)
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        check_settings(num_candidates, steps, strength, temperature, eta, batch_size, output_type)
         if unknown := sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}: expected ['latents'].")
         supports, ways = self.check_inputs(support, num_candidates, generator, latents, output_type)
 
         # 2. Settle what is the same for all tasks; at strength 0 there is nothing to generate
-        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(steps, device=self._execution_device)
         timesteps = self.scheduler.timesteps if strength else []
         self._num_timesteps = len(timesteps)
@@ -237,7 +238,6 @@ class MCDiPipeline(DiffusionPipeline):
                         sample = callback_on_step_end(self, i, t, tensors).pop("latents", sample)
 
                 # 6. Decode the mean of the candidates
-                draws.batches.append(batch)
                 draws.candidates.append(strength * sample.unflatten(0, (-1, num_candidates)))
                 tokens = draws.candidates[-1].mean(dim=1)
                 if output_type == "latent":
@@ -245,6 +245,8 @@ class MCDiPipeline(DiffusionPipeline):
                 else:
                     tensors = self.decode_adapters(tokens, batch)
                     check_finite(tensors, first)
+                    if output_type == "peft":
+                        draws.batches.append(batch)  # for `select` and `refine`
                     if output_type == "pt":
                         adapters += torch.cat([value.flatten(1) for value in tensors.values()], dim=1)
                     else:
@@ -279,6 +281,8 @@ class MCDiPipeline(DiffusionPipeline):
                 raise ValueError(
                     "The SupportBatch has no features or no classes: expected what encode_support returns."
                 )
+            if support.features.shape != (*support.labels.shape, self.codec.layout.feature_dim):
+                raise ValueError(f"The SupportBatch has features {tuple(support.features.shape)} of another pipeline.")
         else:
             supports = as_support_sets(support, self.codec.layout.feature_dim)
             ways, has_examples = max(map(len, supports)), kind_of(supports) != FEATURES
@@ -335,7 +339,7 @@ class MCDiPipeline(DiffusionPipeline):
     @torch.no_grad()
     def select(self, output: MCDiPipelineOutput) -> MCDiPipelineOutput:
         """Choose for each task among its candidates, their mean and what is free: the mean adapter and the frozen
-        backbone, both with heads imprinted from the support.
+        backbone, both with heads imprinted from the support. A refinement is dropped.
 
         The choice goes by the cross-validated loss on the support set. For a fold the candidates are generated anew
         without it, from the same noise. With one example of a class there are no folds: the loss is that on the
@@ -352,8 +356,8 @@ class MCDiPipeline(DiffusionPipeline):
         self, output: MCDiPipelineOutput, num_steps: int = 5, learning_rate: float = 1e-3
     ) -> MCDiPipelineOutput:
         """Train adapters further on their support sets, by `num_steps` steps of Adam, each on the whole support, with
-        a linear decay to zero. `output` is that of a call with `output_type="peft"` on examples, or of
-        [`MCDiPipeline.select`].
+        a linear decay to zero. `output` is that of a call with `output_type="peft"` on examples, of
+        [`MCDiPipeline.select`], or of this.
 
         Example: `pipe.refine(pipe(support), num_steps=5).adapters[0]`
         """

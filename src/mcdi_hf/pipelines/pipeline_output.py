@@ -16,13 +16,10 @@ from .support import KINDS, SupportSet, kind_of
 class Draws:
     """How some tasks' adapters were drawn: what `select` and `refine` go on from.
 
-    Attributes:
-        settings (`dict`): Arguments of the call: `num_candidates`, `num_inference_steps`, `strength`, `temperature`, `batch_size`, `eta`.
-        generators (`list[torch.Generator]`): Every task's stream of noise, before the first draw.
-        latents (`torch.Tensor` of shape `(tasks * candidates, tokens, token_dim)`, *optional*): The starting noise, if
-            it was given.
-        batches (`list[SupportBatch]`): The encoded support sets, in the parts that the call worked on.
-        candidates (`list[torch.Tensor]`): The tokens of each part, `(tasks, candidates, tokens, token_dim)`.
+    The arguments of the call are `settings`; `generators` are every task's stream of noise before the first draw,
+    and `latents` the starting noise, if it was given. For each part of the tasks that the call worked on there are,
+    for `output_type="peft"`, the encoded support sets in `batches`, and the tokens `(tasks, candidates, tokens,
+    token_dim)` in `candidates`.
     """
 
     settings: dict[str, Any]

@@ -113,8 +113,7 @@ class Selector:
 
     def _frozen_adapters(self, batch: SupportBatch) -> dict[str, torch.Tensor]:
         """Adapters that leave the backbone as it is, with heads imprinted from what it makes of the support."""
-        tensors = self.codec.mean_adapter(len(batch))
-        tensors = {key: torch.zeros_like(value) if "lora_B" in key else value for key, value in tensors.items()}
+        tensors = self.codec.frozen_adapter(len(batch))
         if self.codec.layout.head_keys:
             head = self.stacked.free_heads(batch, self.codec.config.imprint_scale, tensors)
             tensors |= dict(zip(self.codec.layout.head_keys, head))

@@ -28,17 +28,12 @@ class MixedAdaptersOutput(BaseOutput):
 
 
 class MixedAdapters:
-    """Holds any number of adapters on one frozen backbone and runs batches in which each row names its adapter.
+    """Holds any number of adapters of one layout, such as `pipe.codec.layout`, on one frozen backbone, and runs
+    batches in which each row names its adapter.
 
-    All adapters lie in two tensors, a row each: one of LoRA matrices, one of heads. When all rows are taken, their number
-    doubles. A causal language model's adapters have no head: the verbalizer of their labels stands in for it.
-
-    Hooks carry the adapters of a batch to the backbone, so calls must not overlap: serve from one thread.
-
-    Args:
-        backbone (`FrozenBackbone`): The backbone. The adapters are held where it is.
-        layout (`AdapterLayout`): The layout of every adapter, see [`AdapterLayout.from_model`]; of generated ones
-            `pipe.codec.layout`.
+    All adapters lie in two tensors, a row each: one of LoRA matrices, one of heads. When all rows are taken, their
+    number doubles. A causal language model's adapters have no head: the verbalizer of their labels stands in for
+    it. Hooks carry the adapters of a batch to the backbone, so calls must not overlap: serve from one thread.
     """
 
     def __init__(self, backbone: FrozenBackbone, layout: AdapterLayout) -> None:

@@ -1,13 +1,13 @@
-"""What there is to set of meta-training."""
+"""The settings of meta-training."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from transformers import SchedulerType
 from transformers.hf_argparser import HfArg
 
-from ..utils.arguments import check_fields, check_range
+from ..trajectories.collect import LR_SCHEDULERS
+from ..utils.arguments import check_fields, check_positive, check_range
 
 
 @dataclass
@@ -59,7 +59,7 @@ class MCDiTrainingArguments:
     # outer loop
     outer_optimizer: Literal["sgd", "adam"] = HfArg(default="adam", help="takes REPTILE's difference as a gradient")
     learning_rate: float = HfArg(default=1e-3, help="the outer one, the paper's zeta")
-    lr_scheduler: str = HfArg(default="cosine", help="a schedule that transformers knows")
+    lr_scheduler: Literal[*LR_SCHEDULERS] = HfArg(default="cosine", help="a schedule of transformers")
     lr_warmup_steps: int = HfArg(default=50, help="steps in which the learning rate rises from 0")
     max_grad_norm: float | None = HfArg(default=None, help="clip the outer gradient to this norm; None: do not")
     max_train_steps: int = HfArg(default=600, help="outer steps")
@@ -89,11 +89,11 @@ class MCDiTrainingArguments:
     def __post_init__(self) -> None:
         check_fields(self)
         check_range("shots", self.shots)
-        for name in ("inner_steps", "max_train_steps", "validation_steps", "checkpointing_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected a number from 1 on.")
-        if self.lr_scheduler not in (known := [kind.value for kind in SchedulerType]):
-            raise ValueError(f"lr_scheduler is {self.lr_scheduler!r}: expected one of {', '.join(known)}.")
+        check_positive(self, "inner_steps", "max_train_steps", "validation_steps", "checkpointing_steps", "num_views")
+        check_positive(self, "support_views", "train_batch_size", "queries_per_class", "num_inference_steps")
+        check_positive(self, "num_validation_episodes", "dim", "num_layers")
+        if not self.strengths or not self.validation_tasks:
+            raise ValueError("strengths or validation_tasks is empty: expected something to choose the checkpoint by.")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id.")
         if not self.tasks_per_step and not self.task_loss_weight:

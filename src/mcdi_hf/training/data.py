@@ -71,30 +71,31 @@ class TrainingData:
         train, spans = training_table(self.description, sources)
         self.rows = LabelledRows(train, "label", "group", spans["train"], "domain")
         splits = ["train", args.query_split] if args.query_split else ["train"]
-        known = domains_of(sources)
-        trained = self.description["train_domains"] or known  # early descriptions leave it out for all of them
-        domains = args.validation_domains or [domain for domain in known if domain not in trained]
-        if not domains:
-            raise ValueError(f"The trajectories are of all domains, {known}: none is left to validate on.")
-        held_out, spans = load_table(sources, splits, domains)
+        self.domains = args.validation_domains
+        if self.domains is None:
+            known = domains_of(sources)
+            trained = self.description["train_domains"] or known  # None is all, in early descriptions
+            self.domains = [domain for domain in known if domain not in trained]
+        if not self.domains:
+            raise ValueError("No domain is left to validate on: collect again with some in held_out_domains.")
+        held_out, spans = load_table(sources, splits, self.domains)
         held_rows = [LabelledRows(held_out, "label", "group", spans[split], "domain") for split in splits]
         check_disjoint(train=self.rows, validation=held_rows[0])
+        ways, shots, queries = tuple(self.description["tasks"]["ways"]), tuple(args.shots), args.queries_per_class
+        self.tasks = EpisodeSampler(self.rows, ways, shots, queries, args.seed + 3)  # not those of the trajectories
+        self.validation = {
+            kind: tasks_of_kind(kind, *held_rows, seed=args.seed + 2, count=args.num_validation_episodes)
+            for kind in args.validation_tasks
+        }
         self.codec.fit_matrices(final_adapters(rows, self.codec.layout))
         # The condition is what the head reads under the mean adapter, so that comes first.
         views = args.support_views
         self.train = EncodedTable(train, self.stacked, self.codec, args.cache_dir, args.num_views, views)
         self.held_out = EncodedTable(held_out, self.stacked, self.codec, args.cache_dir, support_views=views)
         # Batches are made on the CPU, where the codec is.
-        features, shots = self.train.features.cpu(), tuple(args.shots)
-        batch_size, noise = args.train_batch_size, args.condition_noise
-        self.batches = TrajectoryBatches(rows, features, self.codec, shots, batch_size, noise)
+        features, noise = self.train.features.cpu(), args.condition_noise
+        self.batches = TrajectoryBatches(rows, features, self.codec, shots, args.train_batch_size, noise)
         self.batches.fit_head(np.random.default_rng(args.seed))
-        ways, queries = tuple(self.description["tasks"]["ways"]), args.queries_per_class
-        self.tasks = EpisodeSampler(self.rows, ways, shots, queries, args.seed + 3)  # that no trajectory is of
-        self.validation = {
-            kind: tasks_of_kind(kind, *held_rows, seed=args.seed + 2, count=args.num_validation_episodes)
-            for kind in args.validation_tasks
-        }
 
 
 def tasks_of_kind(
@@ -107,7 +108,10 @@ def tasks_of_kind(
     ways, shots = (int(number) for number in size.split("x"))
     if group:
         rows, query_rows = (own and _only(own, group, kind) for own in (rows, query_rows))
-    sampler = EpisodeSampler(rows, (ways, ways), (shots, shots), queries, seed, query_rows)
+    try:
+        sampler = EpisodeSampler(rows, (ways, ways), (shots, shots), queries, seed, query_rows)
+    except ValueError as error:
+        raise ValueError(f"There are no tasks of the kind {kind!r}: {error}") from error
     return [sampler[number] for number in range(count)]
 
 

@@ -13,7 +13,7 @@ def reptile_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     num_tasks: int,
-    task_loss: Callable[[nn.Module, int, int], torch.Tensor],
+    inner_loss: Callable[[nn.Module, int, int], torch.Tensor],
     inner_steps: int = 3,
     inner_learning_rate: float = 0.005,
     max_grad_norm: float | None = None,
@@ -31,7 +31,7 @@ def reptile_step(
         model (`nn.Module`): The unwrapped model, the same on every process.
         optimizer (`torch.optim.Optimizer`): The outer optimizer over `model.parameters()`.
         num_tasks (`int`): Tasks of this step, over all processes; 0 leaves the inner loop out.
-        task_loss (`Callable`): `(clone, task, inner_step) -> scalar`; the task counts from 0 over all processes.
+        inner_loss (`Callable`): `(clone, task, inner_step) -> scalar`; the task counts from 0 over all processes.
         inner_steps (`int`, *optional*, defaults to 3): SGD steps of a clone. With 1 the difference is the gradient:
             training on a single level.
         inner_learning_rate (`float`, *optional*, defaults to 0.005): Their learning rate, the paper's eta.
@@ -49,7 +49,7 @@ def reptile_step(
     parameters = list(model.parameters())
     total = torch.zeros(sum(parameter.numel() for parameter in parameters) + 2, device=accelerator.device)
     for task in range(accelerator.process_index, num_tasks, accelerator.num_processes):
-        clone, loss = _inner_loop(accelerator, model, task, task_loss, inner_steps, inner_learning_rate)
+        clone, loss = _inner_loop(accelerator, model, task, inner_loss, inner_steps, inner_learning_rate)
         difference = [(slow - fast).detach().flatten() for slow, fast in zip(parameters, clone.parameters())]
         total += torch.cat([*difference, loss[None], loss.new_zeros(1)]) / num_tasks
     if outer_loss is not None:
@@ -79,7 +79,7 @@ def _inner_loop(
     accelerator: Accelerator,
     model: nn.Module,
     task: int,
-    task_loss: Callable[[nn.Module, int, int], torch.Tensor],
+    inner_loss: Callable[[nn.Module, int, int], torch.Tensor],
     steps: int,
     learning_rate: float,
 ) -> tuple[nn.Module, torch.Tensor]:
@@ -89,7 +89,7 @@ def _inner_loop(
     losses = []
     for step in range(steps):
         with accelerator.autocast():
-            loss = task_loss(clone, task, step)
+            loss = inner_loss(clone, task, step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

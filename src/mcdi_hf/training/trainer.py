@@ -69,7 +69,7 @@ class _Progress:
     def load_state_dict(self, kept: dict) -> None:
         for name, callback in self.callbacks.items():
             vars(callback).update(kept["callbacks"].get(name, {}))
-        vars(self.state).update({name: value for name, value in kept.items() if name != "callbacks"})
+        vars(self.state).update({name: kept[name] for name in self.state_dict() if name != "callbacks"})
 
 
 class MCDiTrainer:
@@ -79,7 +79,7 @@ class MCDiTrainer:
     several processes, gives the same generator.
 
     Args:
-        args ([`MCDiTrainingArguments`]): All there is to set.
+        args ([`MCDiTrainingArguments`]): The settings.
         trajectories (`str`, `Path` or [`TrajectoryFolder`], *optional*): In place of `args.trajectories`.
         sources (`list[Source]`, *optional*): Where the trajectories' data sets are now; by default as they record it.
         backbone ([`FrozenBackbone`], *optional*): A loaded one; by default it is loaded by its name.
@@ -101,6 +101,12 @@ class MCDiTrainer:
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.args = args
+        self._latest = latest_checkpoint(args.output_dir / "checkpoints")
+        if self._latest and not args.resume_from_checkpoint:
+            raise OSError(
+                f"{args.output_dir} holds checkpoints of an earlier run: go on with resume_from_checkpoint latest, or "
+                "choose another output_dir."
+            )
         place = (
             trajectories.folder if isinstance(trajectories, TrajectoryFolder) else trajectories or args.trajectories
         )
@@ -112,6 +118,8 @@ class MCDiTrainer:
         if args.task_loss_weight and args.task_loss_tasks < self.accelerator.num_processes:
             raise ValueError(f"task_loss_tasks is {args.task_loss_tasks}: expected one for each process at least.")
         self.data = TrainingData(args, str(place), sources, backbone, self.accelerator.device)
+        if args.validation_domains is None:
+            self.accelerator.print(f"The checkpoint is chosen on all that no trajectory is of: {self.data.domains}")
         self.pipe = build_pipeline(args, self.data).to(self.accelerator.device)
         if args.gradient_checkpointing:
             self.pipe.denoiser.enable_gradient_checkpointing()
@@ -152,15 +160,9 @@ class MCDiTrainer:
         to it, or that it cannot be written; a `FloatingPointError` that the training diverged.
         """
         args, folder = self.args, self.args.output_dir / "pipeline"
-        latest = latest_checkpoint(args.output_dir / "checkpoints")
-        if latest and not args.resume_from_checkpoint:
-            raise OSError(
-                f"{args.output_dir} holds checkpoints of an earlier run: go on with resume_from_checkpoint latest, or "
-                "choose another output_dir."
-            )
         with hold_folder(args.output_dir, self.accelerator):
             # A run that was killed before its first checkpoint has no latest one, and begins anew.
-            checkpoint = latest if args.resume_from_checkpoint == "latest" else args.resume_from_checkpoint
+            checkpoint = self._latest if args.resume_from_checkpoint == "latest" else args.resume_from_checkpoint
             if checkpoint:
                 self.accelerator.load_state(str(checkpoint))
             if args.report_to:

@@ -1,4 +1,4 @@
-"""What there is to set of weight preparation."""
+"""The settings of weight preparation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Literal
 
 from transformers.hf_argparser import HfArg
 
-from ..utils.arguments import check_fields, check_range
-from .collect import TrajectorySettings
+from ..utils.arguments import check_fields, check_positive, check_range
+from .collect import LR_SCHEDULERS, TrajectorySettings
 
 
 @dataclass
@@ -49,7 +49,7 @@ class TrajectoryArguments:
     train_batch_size: int = HfArg(default=16, help="examples a task and a step")
     learning_rate: float = HfArg(default=1e-3, help="AdamW's, for the tasks")
     adam_weight_decay: float = HfArg(default=0.0, help="AdamW's, for the tasks")
-    lr_scheduler: str = HfArg(default="linear", help="a schedule that transformers knows")
+    lr_scheduler: Literal[*LR_SCHEDULERS] = HfArg(default="linear", help="a schedule of transformers")
     lr_warmup_steps: int = HfArg(default=0, help="steps in which the learning rate rises from 0")
     max_train_steps: int = HfArg(default=24, help="steps of a task's optimiser")
     num_targets: int = HfArg(default=3, help="local targets kept of a trajectory")
@@ -63,6 +63,9 @@ class TrajectoryArguments:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_positive(
+            self, "num_tasks", "queries_per_class", "num_views", "rank", "train_batch_size", "max_stack_size"
+        )
         for name in ("ways", "examples_per_class", "shared_shots"):
             check_range(name, getattr(self, name))
         if self.push_to_hub and not self.hub_dataset_id:

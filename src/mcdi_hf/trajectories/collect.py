@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import SchedulerType, get_scheduler
+from transformers import get_scheduler
 
 from ..adapters.head import head_logits
 from ..adapters.stacked import StackedLora
@@ -18,6 +18,8 @@ from ..data.tasks import Task
 # A batch of texts is passed in up to so many parts, each task's shortest texts first, so that few are padded to the
 # longest; but a pass of fewer rows than these costs more than the padding that it saves.
 TEXT_PARTS, LEAST_ROWS = 4, 32
+# The schedules of transformers that need no arguments of their own.
+LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,8 @@ class TrajectorySettings:
     def __post_init__(self) -> None:
         if not 1 <= self.num_targets <= self.num_steps:
             raise ValueError(f"num_targets is {self.num_targets}: expected 1 to num_steps ({self.num_steps}).")
-        schedulers = [kind.value for kind in SchedulerType]
-        if self.lr_scheduler not in schedulers:
-            raise ValueError(f"lr_scheduler is {self.lr_scheduler!r}: expected one of {', '.join(schedulers)}.")
+        if self.lr_scheduler not in LR_SCHEDULERS:
+            raise ValueError(f"lr_scheduler is {self.lr_scheduler!r}: expected one of {', '.join(LR_SCHEDULERS)}.")
         if self.sam_rho < 0:
             raise ValueError(f"sam_rho is {self.sam_rho}: expected a distance, 0 for training without SAM.")
 

@@ -33,17 +33,11 @@ from .shared import train_shared_adapter
 
 
 class TrajectoryCollector:
-    """Trains a shared start, optimises an adapter for each of many tasks, and writes the trajectory data set.
+    """Trains a shared start, optimises an adapter for each of many tasks of the `sources`, and writes the trajectory
+    data set.
 
-    A run that was interrupted continues where it stopped, on any number of processes of one launch: each stack of tasks
-    is a file of its own.
-
-    Args:
-        args ([`TrajectoryArguments`]): All there is to set.
-        sources (`list[Source]`): The data sets that tasks are drawn from.
-
-    Attributes:
-        state (`PartialState`): Accelerate's, of the processes of this launch.
+    A run that was interrupted continues where it stopped, on any number of processes of one launch: each stack of
+    tasks is a file of its own.
     """
 
     def __init__(self, args: TrajectoryArguments, sources: list[Source]) -> None:

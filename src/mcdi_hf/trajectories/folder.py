@@ -46,26 +46,17 @@ def trajectory_features(layout: AdapterLayout, max_ways: int) -> Features:
 
 
 class TrajectoryFolder:
-    """A trajectory data set on disk, which grows shard by shard.
+    """A trajectory data set on disk, made by [`TrajectoryFolder.create`] or copied from its repository, which grows
+    shard by shard.
 
-    Its files are those of a data set repository: the card `README.md`, `trajectories.json`, which tells how the
-    trajectories were made, and shards `data/train-<first task>-<last task>.parquet`. A file is written whole or not
-    at all, so a collection that was stopped at any moment can be continued.
-
-    Args:
-        folder (`Path`): A folder made by [`TrajectoryFolder.create`], or a copy of its repository.
-
-    Attributes:
-        record (`dict`): `trajectories.json`: the description, `layout` and `max_ways`.
-        layout (`AdapterLayout`): The adapters' layout.
-        features (`Features`): The columns, see [`trajectory_features`].
-
-    Raises:
-        `ValueError`: when the folder has no `trajectories.json`.
+    Its files are those of a data set repository: the card `README.md`, `trajectories.json`, whose `record` tells
+    how the trajectories were made, with the adapters' `layout`, and shards `data/train-<first task>-<last
+    task>.parquet` with the columns `features`. A file is written whole or not at all, so a collection that was
+    stopped at any moment can be continued.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = folder = Path(folder)
         if not (folder / RECORD).is_file():
             raise ValueError(f"{folder} is no trajectory data set: it has no {RECORD}.")
         self.record, self.layout = read_record(folder / RECORD)

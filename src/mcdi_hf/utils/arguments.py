@@ -44,6 +44,13 @@ def check_fields(arguments: Any) -> None:
         setattr(arguments, field.name, _read(kinds[field.name], getattr(arguments, field.name), field.name))
 
 
+def check_positive(arguments: Any, *names: str) -> None:
+    """Refuse numbers below 1."""
+    for name in names:
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} is {getattr(arguments, name)}: expected a number from 1 on.")
+
+
 def check_range(name: str, values: list[int]) -> None:
     """Refuse anything but a least and a greatest number, from 1 on."""
     if len(values) != 2 or not 1 <= values[0] <= values[1]:

@@ -46,8 +46,7 @@ def write_folder(folder: Path, write: Callable[[Path], object], last: str) -> No
     on the disk.
 
     The file `last`, that no loader goes without, leaves the folder first and comes last: a folder that a kill
-    leaves is as it was, or whole, or has no such file. Files that cannot be written are an `OSError`, for
-    safetensors too, whose own error is none.
+    leaves is as it was, or whole, or has no such file. A failed write is always an `OSError`, from safetensors too.
     """
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))
@@ -67,7 +66,7 @@ def write_folder(folder: Path, write: Callable[[Path], object], last: str) -> No
 
 
 def replace_folder(folder: Path, part: Path) -> None:
-    """Move a folder that was written beside its place there, when it is on the disk; one that is there goes as one."""
+    """Once it is on the disk, move a folder to its place; an old one there is deleted whole."""
     _sync(part.iterdir())
     if folder.exists():
         delete_folder(folder)

@@ -43,10 +43,9 @@ def hold_folder(folder: Path, state: PartialState | Accelerator) -> Iterator[Non
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, total_limit: int | None) -> None:
-    """Write the state of a run to `checkpoint_STEP`, which is whole or not there, and delete the oldest ones but
-    `total_limit`. To be called on every process.
-
-    An `OSError` says that it cannot be written. The earlier ones are whole then, and this one is not there.
+    """Write the state of a run to `checkpoint_STEP`, which is whole or not there, and keep only the newest
+    `total_limit`. To be called on every process. An `OSError` says that it cannot be written; the earlier ones are
+    whole then.
     """
     place, part = folder / f"checkpoint_{step}", folder / ".part"
     if accelerator.is_main_process:
