@@ -13,7 +13,7 @@ from mcdi_hf.adapters.head import head_logits
 from mcdi_hf.data.augmentation import augmented_views
 from mcdi_hf.data.episodes import SupportBatch, task_accuracies
 from mcdi_hf.data.sources import inputs_of, load_table
-from mcdi_hf.training.data import tasks_of_kind
+from mcdi_hf.training.training_data import tasks_of_kind
 
 
 TASKS_AT_ONCE = 16

@@ -16,7 +16,7 @@ from ..data.episodes import SupportBatch
 from ..models.denoiser import MCDiDenoiser
 from ..models.task_encoder import TaskEncoder
 from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
-from .inputs import check_components, check_continues, check_finite, check_settings
+from .checks import check_components, check_continues, check_finite, check_settings
 from .loading import download_checked, load_checked, save_whole
 from .noise import draw_noise, seed_of, task_generators
 from .pipeline_output import Draws, MCDiPipelineOutput, described_adapters

@@ -7,7 +7,7 @@ import torch
 from ..adapters.generated import GeneratedAdapter
 from ..adapters.stacked import StackedLora
 from ..data.episodes import task_losses
-from .inputs import check_finite
+from .checks import check_finite
 from .pipeline_output import MCDiPipelineOutput
 
 

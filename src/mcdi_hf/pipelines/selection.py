@@ -9,7 +9,7 @@ from ..adapters.codec import AdapterCodec
 from ..adapters.generated import GeneratedAdapter
 from ..adapters.stacked import StackedLora
 from ..data.episodes import SupportBatch, task_losses
-from .inputs import check_finite
+from .checks import check_finite
 from .pipeline_output import MCDiPipelineOutput
 
 

@@ -24,11 +24,11 @@ from ..trajectories.folder import TrajectoryFolder
 from ..utils.files import write_file
 from ..utils.run_folder import hold_folder, latest_checkpoint, save_checkpoint
 from .arguments import MCDiTrainingArguments
-from .data import TrainingData
 from .diagnostics import diagnose
 from .objective import OBJECTIVES, ConditionalDenoiser, local_consistency_loss
 from .reptile import reptile_step
 from .task_loss import TaskLoss
+from .training_data import TrainingData
 from .validation import generated_accuracies
 
 
