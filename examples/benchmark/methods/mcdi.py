@@ -10,7 +10,7 @@ from fold import Fold
 from PIL import Image
 from splits import TASKS_AT_ONCE, Split, Tensors
 
-from mcdi_hf import MCDiPipeline, Task
+from mcdi_hf import MCDiPipeline, MCDiPipelineOutput, Task
 from mcdi_hf.data.episodes import SupportBatch
 
 from .base import Method, SlowMethod
@@ -64,18 +64,19 @@ class Selected(Generated, SlowMethod):
     def adapters(
         self, pipe: MCDiPipeline, seen: SupportBatch, support: SupportBatch, noise: torch.Generator
     ) -> Tensors:
-        output = pipe.select(pipe(seen, num_candidates=self.candidates, generator=noise))
+        output = self.go_on(pipe, pipe(seen, num_candidates=self.candidates, generator=noise))
         return pipe.codec.layout.stack([one.tensors for one in output.adapters], support.class_mask.shape[1])
 
+    def go_on(self, pipe: MCDiPipeline, output: MCDiPipelineOutput) -> MCDiPipelineOutput:
+        """What is made of the draws."""
+        return pipe.select(output)
 
-class Refined(Generated, SlowMethod):
+
+class Refined(Selected):
     """The mean of the draws, trained a few steps further on the support."""
 
-    def adapters(
-        self, pipe: MCDiPipeline, seen: SupportBatch, support: SupportBatch, noise: torch.Generator
-    ) -> Tensors:
-        output = pipe.refine(pipe(seen, num_candidates=self.candidates, generator=noise))
-        return pipe.codec.layout.stack([one.tensors for one in output.adapters], support.class_mask.shape[1])
+    def go_on(self, pipe: MCDiPipeline, output: MCDiPipelineOutput) -> MCDiPipelineOutput:
+        return pipe.refine(output)
 
 
 class OtherTask(Generated):

@@ -86,6 +86,10 @@ class GeneratedAdapter:
     def id2label(self) -> dict[int, str]:
         return dict(enumerate(self.labels))
 
+    @property
+    def label2id(self) -> dict[str, int]:
+        return {label: index for index, label in enumerate(self.labels)}
+
     def load_into(self, model: nn.Module, adapter_name: str = "default") -> PeftModel:
         """Put the adapter into a live model, without a file.
 
@@ -118,7 +122,7 @@ class GeneratedAdapter:
                 f"The adapter does not fit the model: missing {missing}, unexpected {result.unexpected_keys}."
             )
         model.set_adapter(adapter_name, inference_mode=True)
-        inner.config.id2label, inner.config.label2id = self.id2label, {name: i for i, name in self.id2label.items()}
+        inner.config.id2label, inner.config.label2id = self.id2label, self.label2id
         return model.eval()
 
     def save_pretrained(self, save_directory: str | os.PathLike, **card: Any) -> None:

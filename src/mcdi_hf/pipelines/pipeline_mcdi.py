@@ -245,11 +245,10 @@ class MCDiPipeline(DiffusionPipeline):
                 else:
                     tensors = self.decode_adapters(tokens, batch)
                     check_finite(tensors, first)
-                    if output_type == "peft":
-                        draws.batches.append(batch)  # for `select` and `refine`
                     if output_type == "pt":
                         adapters += torch.cat([value.flatten(1) for value in tensors.values()], dim=1)
                     else:
+                        draws.batches.append(batch)  # for `select` and `refine`
                         adapters += described_adapters(
                             tensors, batch, supports[part], self.codec, details, seeds[part]
                         )
@@ -284,10 +283,8 @@ class MCDiPipeline(DiffusionPipeline):
             if support.features.shape != (*support.labels.shape, self.codec.layout.feature_dim):
                 raise ValueError(f"The SupportBatch has features {tuple(support.features.shape)} of another pipeline.")
         else:
-            supports = as_support_sets(support, self.codec.layout.feature_dim)
+            supports = self._support_sets(support)
             ways, has_examples = max(map(len, supports)), kind_of(supports) != FEATURES
-            if has_examples:
-                check_readable(supports, self.backbone)
         if self.config.imprint_from == "generated" and not has_examples and output_type != "latent":
             raise ValueError(
                 "imprint_from='generated' needs examples: ready features say nothing of other adapters than the mean."
@@ -299,6 +296,13 @@ class MCDiPipeline(DiffusionPipeline):
             raise ValueError(f"latents have shape {tuple(latents.shape)}: expected {shape}.")
         return supports, ways
 
+    def _support_sets(self, support: Support | list[Support]) -> list[SupportSet]:
+        """Support sets in one form, which the backbone can read; ready features need none."""
+        supports = as_support_sets(support, self.codec.layout.feature_dim)
+        if kind_of(supports) != FEATURES:
+            check_readable(supports, self.backbone)
+        return supports
+
     @torch.no_grad()
     def encode_support(self, support: Support | list[Support] | SupportBatch, ways: int | None = None) -> SupportBatch:
         """See one support set or many through the frozen backbone. What it returns can be handed in again in their
@@ -307,13 +311,11 @@ class MCDiPipeline(DiffusionPipeline):
         It is a [`SupportBatch`] of `ways` classes, by default the most that a task has, with features, and with
         examples unless the support holds ready features. A [`SupportBatch`] is only moved.
         """
-        device = self._execution_device
         if isinstance(support, SupportBatch):
-            return support.to(device)
-        supports = as_support_sets(support, self.codec.layout.feature_dim)
+            return support.to(self._execution_device)
+        supports = self._support_sets(support)
         if kind_of(supports) == FEATURES:
-            return encode_features(supports, ways, device)
-        check_readable(supports, self.backbone)
+            return encode_features(supports, ways, self._execution_device)
         return encode_examples(supports, self.stacked, self.codec.mean_adapter(), self.config.support_views, ways)
 
     def prepare_latents(

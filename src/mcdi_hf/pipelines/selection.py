@@ -94,14 +94,9 @@ class Selector:
         options = self._options(candidates.unsqueeze(0))[0]
         tensors = self.decode(options[[best - 1]], task) if best else self._frozen_adapters(task)
         (tensors,) = self.codec.layout.unstack(tensors, [len(adapter.labels)])
-        details = replace(
-            adapter.details,
-            chosen=names[best],
-            support_losses=dict(zip(names, losses.tolist())),
-            folds=folds,
-            refine_steps=0,  # the options are as they were generated
-        )
-        return replace(adapter, tensors=tensors, details=details)
+        # The options are as they were generated, whatever was refined since.
+        scores = {"support_losses": dict(zip(names, losses.tolist())), "folds": folds, "refine_steps": 0}
+        return replace(adapter, tensors=tensors, details=replace(adapter.details, chosen=names[best], **scores))
 
     @staticmethod
     def _options(candidates: torch.Tensor) -> torch.Tensor:

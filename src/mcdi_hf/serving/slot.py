@@ -44,7 +44,7 @@ class AdapterSlot:
         self._check(adapter)
         torch._foreach_copy_(list(self._parameters.values()), [adapter.tensors[key] for key in self._parameters])
         config = self._base.config
-        config.id2label, config.label2id = adapter.id2label, {name: i for i, name in enumerate(adapter.labels)}
+        config.id2label, config.label2id = adapter.id2label, adapter.label2id
 
     def _check_ready(self) -> None:
         if self.model.active_adapters != [self.adapter_name]:
