@@ -1,4 +1,6 @@
-"""The head that comes for free: imprinted from the means of the support features."""
+"""The head that comes for free: ridge regression on the support features, in closed form."""
+
+from dataclasses import dataclass
 
 import torch
 
@@ -6,31 +8,74 @@ import torch
 Head = tuple[torch.Tensor, torch.Tensor]  # weights `(tasks, classes, feature_dim)` and biases `(tasks, classes)`
 
 
-def class_means(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """The mean feature of every class: features `(tasks, examples, feature_dim)` and their labels `(tasks,
-    examples)`, of which -1 marks padding, to `(tasks, num_classes, feature_dim)`, with zeros for a class without
-    examples.
+@dataclass
+class RidgeHead:
+    """Makes linear heads by ridge regression on labelled features, many tasks at once and differentiably (R2-D2,
+    Bertinetto et al. 2019).
+
+    With `X` the n features of a task's examples over `feature_norm`, less their mean, and `Y` their classes one-hot,
+    less 1 / C: `W = X^T (X X^T + lambda I)^-1 Y` with `lambda = exp(log_ridge + log_ridge_shots * log(n / C))`, and the
+    logits of a feature q are `exp(log_scale) * (q / feature_norm - mean) W`. With one example a class the head does
+    what prototypes do, with many what logistic regression does.
+
+    Args:
+        log_scale, log_ridge, log_ridge_shots (`float` or `torch.Tensor` of shape `()`): The three scalars, learnt with
+            the shared start as tensors.
+        feature_norm (`float`): The common norm of the features, so that the scalars mean the same for any backbone.
+
+    Example:
+        >>> weight, bias = RidgeHead()(features, labels, class_mask)
     """
-    member = labels.unsqueeze(1) == torch.arange(num_classes, device=labels.device).unsqueeze(-1)
-    member = member.to(features.dtype)
-    return member @ features / member.sum(dim=-1, keepdim=True).clamp(min=1)
 
+    log_scale: float | torch.Tensor = 2.0
+    log_ridge: float | torch.Tensor = 0.0
+    log_ridge_shots: float | torch.Tensor = 0.0
+    feature_norm: float = 1.0
 
-def imprint_head(means: torch.Tensor, scale: float, class_mask: torch.Tensor | None = None) -> Head:
-    """A linear head that classifies by the nearest class mean: weights `(tasks, classes, feature_dim)` and biases
-    `(tasks, classes)`, zero for padding, from class means p_c of the weights' shape.
+    def __call__(self, features: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor) -> Head:
+        """The heads for features `(tasks, examples, feature_dim)` with labels `(tasks, examples)`, where -1 marks
+        padding; False in `class_mask` `(tasks, classes)` does. They are float32, zero for classes that are padding.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            centred, mean, targets, kernel = self._centred(features, labels, class_mask)
+            solved = torch.cholesky_solve(targets, torch.linalg.cholesky(kernel))
+            weight = (solved.transpose(1, 2) @ centred) * self._scale(features)
+            bias = -(weight @ mean.unsqueeze(-1)).squeeze(-1)
+            return weight / self.feature_norm, bias
 
-    The logit of class c is `-scale / 2 * |f - p_c|^2` up to a term that is the same for every class (Snell et al.
-    2017, section 2.4). The mean of all class means is taken off the weights: it changes no probability, and leaves
-    the generator with small, centred numbers. That is why the head needs its bias.
-    """
-    if class_mask is None:
-        class_mask = torch.ones(means.shape[:2], dtype=torch.bool, device=means.device)
-    present = class_mask.unsqueeze(-1).to(means.dtype)
-    centre = (means * present).sum(dim=1, keepdim=True) / present.sum(dim=1, keepdim=True)
-    weight = (means - centre) * present
-    bias = -(weight * centre).sum(dim=-1) - weight.square().sum(dim=-1) / 2
-    return scale * weight, scale * bias
+    def left_out_logits(self, features: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
+        """The logits `(tasks, examples, classes)` of every example under the head of the others, minus infinity for
+        padding classes; the arguments are those of a call.
+
+        With `G = (X X^T + lambda I)^-1` the prediction without example i is `y_i - (G Y)_i / G_ii` (Allen 1974); the
+        mean that is taken off and lambda stay those of all. In a task with a class of one example, which cannot be
+        left out, the logits are those under the head of all.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            centred, _, targets, kernel = self._centred(features, labels, class_mask)
+            inverse = torch.linalg.inv(kernel)
+            solved = inverse @ targets
+            left_out = targets - solved / inverse.diagonal(dim1=1, dim2=2).unsqueeze(-1)
+            of_all = centred @ (centred.transpose(1, 2) @ solved)
+            alone = ((targets > 0).sum(dim=1) == 1).any(dim=1)
+            logits = torch.where(alone[:, None, None], of_all, left_out) * self._scale(features)
+            return logits.masked_fill(~class_mask.unsqueeze(1), float("-inf"))
+
+    def _centred(self, features: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor) -> tuple:
+        """X, the mean that is taken off, Y, and `X X^T + lambda I`; the rows of padded examples are zero."""
+        features = features.float() / self.feature_norm
+        known, counts = (labels >= 0).unsqueeze(-1), class_mask.sum(dim=1)
+        mean = (features * known).sum(dim=1) / known.sum(dim=1)
+        centred = (features - mean.unsqueeze(1)) * known
+        classes = torch.arange(class_mask.shape[1], device=labels.device)
+        targets = (labels.unsqueeze(-1) == classes).float() - (class_mask / counts.unsqueeze(-1)).unsqueeze(1)
+        shots = known.sum(dim=(1, 2)) / counts
+        ridge = torch.exp(self.log_ridge + self.log_ridge_shots * shots.log())
+        kernel = centred @ centred.transpose(1, 2) + torch.diag_embed(ridge.unsqueeze(-1).expand_as(labels))
+        return centred, mean, targets * known, kernel
+
+    def _scale(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.log_scale, device=features.device).exp()
 
 
 def head_logits(

@@ -1,4 +1,4 @@
-"""Every tensor of a PEFT adapter: its key on disk, its shape, and the tokens that it is cut into."""
+"""Every tensor of a PEFT adapter: its key on disk, its shape, and the tokens that it is written as."""
 
 import copy
 import math
@@ -42,39 +42,26 @@ class LoraModule:
 
 @dataclass(frozen=True)
 class TokenCoordinates:
-    """Where a token lies in the backbone: layer index, kind of module, matrix (0 is A, 1 is B), part, filled width."""
+    """Where a token lies in the backbone: layer index, kind of module, and its rank, the filled width."""
 
     layer: int
     module: int
-    matrix: int
-    part: int
     width: int
 
 
 class AdapterLayout:
-    """The tensors of a LoRA adapter, with a linear head or without, and their cut into wide tokens.
-
-    A LoRA matrix is read rank by rank (`lora_A` as it is, `lora_B` transposed) and cut into tokens of `token_dim`
-    numbers, the last one padded. The head has one token a class: its row of the weight, its bias, and a
-    gain on the free row, see [`AdapterCodec`].
+    """The tensors of a LoRA adapter, with a linear head or without. A module has one token, see [`AdapterCodec`].
 
     Args:
         modules (`list[LoraModule]`): The adapted modules, in the backbone's order.
         head_name (`str`, *optional*): The linear head that the adapter replaces; without one it is LoRA only.
         feature_dim (`int`): The width that the backbone's head reads.
-        token_dim (`int`): Width of a token. Attention costs the square of their number: wide tokens are cheap.
     """
 
-    def __init__(self, modules: list[LoraModule], head_name: str | None, feature_dim: int, token_dim: int) -> None:
-        if head_name is not None and token_dim < feature_dim + 2:
-            raise ValueError(
-                f"token_dim is {token_dim}: a class's token holds {feature_dim} weights, a bias and a gain, so it must be "
-                f"at least {feature_dim + 2}."
-            )
+    def __init__(self, modules: list[LoraModule], head_name: str | None, feature_dim: int) -> None:
         self.modules = modules
         self.head_name = head_name
         self.feature_dim = feature_dim
-        self.token_dim = token_dim
 
     @classmethod
     def from_model(
@@ -82,7 +69,6 @@ class AdapterLayout:
         model: nn.Module,
         lora_config: LoraConfig,
         head_name: str = "classifier",
-        token_dim: int = 768,
     ) -> "AdapterLayout":
         """Read the layout off a live backbone, which is not changed, and a `LoraConfig`; PEFT itself says which
         tensors there are.
@@ -111,7 +97,7 @@ class AdapterLayout:
         expected = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
         trained = any(key.startswith(f"{PREFIX}{head_name}.") for key in expected)
         feature_dim = model.get_submodule(head_name).in_features
-        layout = cls(modules, head_name if trained else None, feature_dim, token_dim)
+        layout = cls(modules, head_name if trained else None, feature_dim)
         if expected != set(layout.keys):
             raise ValueError(
                 f"The LoraConfig makes tensors that a layout does not hold: {sorted(expected ^ set(layout.keys))}. "
@@ -124,7 +110,7 @@ class AdapterLayout:
         layout; PEFT itself is asked."""
         # Wherever the backbone was loaded from: PEFT would warn that it is not the place that the config names.
         config = LoraConfig(**lora_config | {"base_model_name_or_path": None})
-        found = AdapterLayout.from_model(model, config, head_name, self.token_dim)
+        found = AdapterLayout.from_model(model, config, head_name)
         if found.to_dict() != self.to_dict():
             differing = sorted({module.name for module in set(found.modules) ^ set(self.modules)})
             raise ValueError(
@@ -162,18 +148,19 @@ class AdapterLayout:
         return sum(math.prod(shape) for shape in self.shapes(ways).values())
 
     @property
+    def token_dim(self) -> int:
+        """The width of a token: the greatest rank of a module."""
+        return max(module.rank for module in self.modules)
+
+    @property
     def tokens(self) -> list[TokenCoordinates]:
-        """The coordinates of every LoRA token, in order."""
+        """The coordinates of every token, one a module, in order."""
         kinds = list(dict.fromkeys(_LAYER_INDEX.sub(".", module.name) for module in self.modules))
         tokens = []
         for module in self.modules:
             index = _LAYER_INDEX.search(module.name)
-            place = (int(index.group(1)) if index else 0, kinds.index(_LAYER_INDEX.sub(".", module.name)))
-            for matrix, name in enumerate(MATRICES):
-                rest = math.prod(module.shape(name))
-                for part in range(math.ceil(rest / self.token_dim)):
-                    tokens.append(TokenCoordinates(*place, matrix, part, min(rest, self.token_dim)))
-                    rest -= self.token_dim
+            kind = kinds.index(_LAYER_INDEX.sub(".", module.name))
+            tokens.append(TokenCoordinates(int(index.group(1)) if index else 0, kind, module.rank))
         return tokens
 
     def check(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -216,7 +203,6 @@ class AdapterLayout:
             "modules": [asdict(module) for module in self.modules],
             "head_name": self.head_name,
             "feature_dim": self.feature_dim,
-            "token_dim": self.token_dim,
         }
 
     @classmethod
@@ -225,7 +211,7 @@ class AdapterLayout:
         try:
             modules = [LoraModule(**module) for module in values["modules"]]
             layout = cls(**{**values, "modules": modules})
-            sizes = [layout.feature_dim, layout.token_dim]
+            sizes = [layout.feature_dim]
             sizes += [size for one in modules for size in (one.rank, one.in_features, one.out_features)]
             names = [layout.head_name or "", *(one.name for one in modules)]
         except (TypeError, KeyError) as error:

@@ -9,7 +9,7 @@ from ..backbones.frozen import FrozenBackbone
 from ..backbones.layers import LowerLayers, UpperLayers
 from ..data.encoded import EncodedExamples
 from ..data.episodes import SupportBatch
-from .head import Head, class_means, head_logits, imprint_head
+from .head import Head, RidgeHead, head_logits
 from .layout import AdapterLayout, LoraModule
 
 
@@ -64,29 +64,22 @@ class StackedLora:
         verbalizers.
         """
         features = self.features(tensors, batch.inputs())
-        head = tuple(tensors[key] for key in self.layout.head_keys) or self.free_heads(batch)
+        head = tuple(tensors[key] for key in self.layout.head_keys) or self.verbalizers(batch)
         return head_logits(features, *head, batch.class_mask)
 
-    def free_heads(
-        self, support: SupportBatch, scale: float = 10.0, tensors: dict[str, torch.Tensor] | None = None
-    ) -> Head:
-        """The heads of `N` tasks that need no training: weights `(N, classes, feature_dim)` and biases `(N, classes)`,
-        zero for padding.
+    def heads(self, support: SupportBatch, ridge: RidgeHead, tensors: dict[str, torch.Tensor]) -> Head:
+        """The heads of N tasks, weights `(N, classes, feature_dim)` and biases `(N, classes)`, zero for padding, that
+        `ridge` makes of what N adapters, key on disk -> `(N, *shape)`, see in their support's examples, all views."""
+        features = self.features(tensors, support.inputs(views=True))
+        labels = support.labels.repeat(1, features.shape[1] // support.labels.shape[1])
+        return ridge(features, labels, support.class_mask)
 
-        They are a language model's verbalizers of the support's class names, or imprinted with sharpness `scale`,
-        see [`imprint_head`]: from the support's features, or, with `tensors`, adapters of key -> `(N, *shape)`,
-        from what each of them makes of its support's examples, in a pass of their own.
-        """
-        classes = support.class_mask.shape[1]
-        if self.backbone.is_causal_lm:
-            weight, bias = self.backbone.verbalizers(support.classes)
-            spare = classes - weight.shape[1]
-            return nn.functional.pad(weight, (0, 0, 0, spare)), nn.functional.pad(bias, (0, spare))
-        features, labels = support.features, support.labels
-        if tensors is not None:
-            features = self.features(tensors, support.inputs(views=True))
-            labels = labels.repeat(1, features.shape[1] // labels.shape[1])
-        return imprint_head(class_means(features, labels, classes), scale, support.class_mask)
+    def verbalizers(self, support: SupportBatch) -> Head:
+        """A language model's heads of N tasks, in place of those of [`StackedLora.heads`]: the rows of the words that
+        name the classes."""
+        weight, bias = self.backbone.verbalizers(support.classes)
+        spare = support.class_mask.shape[1] - weight.shape[1]
+        return nn.functional.pad(weight, (0, 0, 0, spare)), nn.functional.pad(bias, (0, spare))
 
     @staticmethod
     def _hook(module: LoraModule, lora_a: torch.Tensor, lora_b: torch.Tensor):

@@ -49,3 +49,10 @@ class EncodedExamples:
         if self.counts is None:
             return torch.full((len(rows),), self.hidden_states.shape[1])
         return self.counts[rows]
+
+    def means(self, rows: torch.Tensor) -> torch.Tensor:
+        """The mean hidden state of some rows over their tokens, or patches: `(rows, hidden)`."""
+        inputs = self[rows]
+        if self.counts is None:
+            return inputs["pixel_values"].mean(dim=1)
+        return inputs["inputs_embeds"].sum(dim=1) / inputs["attention_mask"].sum(dim=1, keepdim=True)

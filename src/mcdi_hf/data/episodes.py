@@ -19,8 +19,10 @@ class SupportBatch:
         class_mask (`torch.Tensor` of shape `(tasks, classes)`): False marks padding.
         rows (`torch.Tensor` of shape `(tasks, views * examples)`, *optional*): The examples' rows in a table, on the
             CPU; 0 for padding. With several views: all of the first view, then all of the second, and so on.
-        features (`torch.Tensor` of shape `(tasks, examples, feature_dim)`, *optional*): What the head reads of them
-            under the mean adapter, the mean of the views of an example.
+        features (`torch.Tensor` of shape `(tasks, examples, feature_dim)`, *optional*): What a generator sees of them,
+            see [`see_support`].
+        gradients (`torch.Tensor` of shape `(tasks, num_tokens, token_dim)`, *optional*): Those of the support's loss
+            with respect to the coefficients of an adapter's tokens, see [`see_support`].
         examples ([`EncodedExamples`], *optional*): The table that `rows` point into.
         classes (`list[tuple[str, ...]]`, *optional*): The class names of every task.
     """
@@ -29,6 +31,7 @@ class SupportBatch:
     class_mask: torch.Tensor
     rows: torch.Tensor | None = None
     features: torch.Tensor | None = None
+    gradients: torch.Tensor | None = None
     examples: EncodedExamples | None = None
     classes: list[tuple[str, ...]] | None = None
 

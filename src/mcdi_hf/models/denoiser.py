@@ -1,4 +1,4 @@
-"""The denoiser: a transformer over weight tokens."""
+"""The denoiser: a transformer over an adapter's tokens."""
 
 from dataclasses import astuple, dataclass
 
@@ -47,20 +47,18 @@ class DenoiserBlock(nn.Module):
 
 
 class MCDiDenoiser(ModelMixin, ConfigMixin):
-    """Predicts noise, sample or velocity of an adapter's tokens, given the class tokens and the task token.
+    """Predicts noise, sample or velocity of an adapter's tokens, given what [`TaskEncoder`] makes of a support set.
 
-    A LoRA token knows its layer, module, matrix and part. A head token knows its class's token and no index, so a
-    permutation of the classes permutes the head and leaves the LoRA matrices alone. Adapters without a head have LoRA
-    tokens only; the class tokens then take part in the attention and are not answered.
+    A token knows its layer and module, and the gradient of the support's loss there. Class tokens have no index and take
+    part in the attention, so the order of the classes does not matter.
 
     Args:
-        tokens (`list[list[int]]`): For each LoRA token its layer, module, matrix, part and filled width, see
+        tokens (`list[list[int]]`): For each token its layer, kind of module and filled width, see
             [`TokenCoordinates`].
         token_dim (`int`): Width of a token.
-        head_width (`int`): How many numbers of a head token are filled; 0 for adapters without a head.
-        cond_dim (`int`, *optional*, defaults to 256): Width of the class tokens and of the task token.
+        cond_dim (`int`, *optional*, defaults to 256): Width of the condition's tokens.
         dim (`int`, *optional*, defaults to 256): Width of the transformer.
-        num_layers (`int`, *optional*, defaults to 4): Number of blocks.
+        num_layers (`int`, *optional*, defaults to 3): Number of blocks.
         num_heads (`int`, *optional*, defaults to 4): Attention heads of a block.
         ff_mult (`int`, *optional*, defaults to 2): Width of the feed-forward layer, in multiples of `dim`.
     """
@@ -74,10 +72,9 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         self,
         tokens: list[list[int]],
         token_dim: int,
-        head_width: int,
         cond_dim: int = 256,
         dim: int = 256,
-        num_layers: int = 4,
+        num_layers: int = 3,
         num_heads: int = 4,
         ff_mult: int = 2,
     ) -> None:
@@ -85,29 +82,22 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads is {num_heads}: expected a divisor of dim, which is {dim}.")
         coordinates = torch.tensor(tokens)
-        self.register_buffer("coordinates", coordinates[:, :4], persistent=False)
-        self.register_buffer("filled", torch.arange(token_dim) < coordinates[:, 4:], persistent=False)
-        # Inside, tokens of one matrix stand side by side, so that each goes through its own matrix's layer only.
-        order = coordinates[:, 2].argsort(stable=True)
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("inverse_order", order.argsort(), persistent=False)
-        self.num_a = sum(token[2] == 0 for token in tokens)
-        sizes = [max(column) + 1 for column in list(zip(*tokens))[:4]]
+        self.register_buffer("coordinates", coordinates[:, :2], persistent=False)
+        self.register_buffer("filled", torch.arange(token_dim) < coordinates[:, 2:], persistent=False)
+        sizes = [max(column) + 1 for column in list(zip(*tokens))[:2]]
         self.places = nn.ModuleList([nn.Embedding(size, dim) for size in sizes])
-        self.matrix_in = nn.ModuleList([nn.Linear(token_dim, dim) for _ in range(2)])
-        self.matrix_out = nn.ModuleList([nn.Linear(dim, token_dim) for _ in range(2)])
-        if head_width:
-            self.head_in = nn.Linear(head_width, dim)
-            self.head_out = nn.Linear(dim, head_width)
+        self.token_in = nn.Linear(token_dim, dim)
+        self.token_out = nn.Linear(dim, token_dim)
         self.time_proj = Timesteps(dim, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(dim, dim)
+        self.weight_in = nn.Linear(cond_dim, dim)
         self.class_in = nn.Linear(cond_dim, dim)
         self.task_in = nn.Linear(cond_dim, dim)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList([DenoiserBlock(dim, num_heads, ff_mult) for _ in range(num_layers)])
         self.norm_out = nn.LayerNorm(dim)
         self.gradient_checkpointing = False
-        for layer in (self.modulation[1], *([self.head_out] if head_width else []), *self.matrix_out):
+        for layer in (self.modulation[1], self.token_out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -119,11 +109,7 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
     @staticmethod
     def sizes_of(layout: AdapterLayout) -> dict[str, int | list[list[int]]]:
         """The part of the config that a layout determines."""
-        return {
-            "tokens": [list(astuple(token)) for token in layout.tokens],
-            "token_dim": layout.token_dim,
-            "head_width": layout.feature_dim + 2 if layout.head_keys else 0,
-        }
+        return {"tokens": [list(astuple(token)) for token in layout.tokens], "token_dim": layout.token_dim}
 
     def forward(
         self,
@@ -131,16 +117,18 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         timestep: torch.Tensor | float | int,
         class_tokens: torch.Tensor,
         task_token: torch.Tensor,
+        weight_tokens: torch.Tensor,
         class_mask: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> MCDiDenoiserOutput | tuple[torch.Tensor]:
         """
         Args:
-            sample (`torch.Tensor` of shape `(tasks, lora_tokens + classes, token_dim)`): Noised tokens, those of the
-                LoRA matrices alone without a head; what lies behind a token's filled width is ignored.
+            sample (`torch.Tensor` of shape `(tasks, num_tokens, token_dim)`): Noised tokens; what lies behind a
+                token's filled width is ignored.
             timestep (`torch.Tensor` of shape `()` or `(tasks,)`, or a number): The diffusion timestep.
             class_tokens (`torch.Tensor` of shape `(tasks, classes, cond_dim)`): From [`TaskEncoder`].
             task_token (`torch.Tensor` of shape `(tasks, cond_dim)`): From [`TaskEncoder`].
+            weight_tokens (`torch.Tensor` of shape `(tasks, num_tokens, cond_dim)`): From [`TaskEncoder`].
             class_mask (`torch.Tensor` of shape `(tasks, classes)`, *optional*): False marks padding.
             return_dict (`bool`, *optional*, defaults to `True`): Whether to return no plain tuple.
         """
@@ -148,16 +136,9 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         task = self.task_in(task_token)
         time = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
         modulation = self.modulation(time + task).unflatten(-1, (6, -1))
-        width = self.config.head_width
-        lora, head = sample.split([len(self.coordinates), class_tokens.shape[1] if width else 0], dim=1)
-        lora_a, lora_b = self._by_matrix((lora * self.filled)[:, self.order])
-        classes = self.class_in(class_tokens)
-        if width:
-            classes = self.head_in(head[..., :width]) + classes
-        place = sum(table(index) for table, index in zip(self.places, self.coordinates[self.order].unbind(dim=1)))
-        place_a, place_b = self._by_matrix(place.unsqueeze(0))
-        lora_a, lora_b = self.matrix_in[0](lora_a) + place_a, self.matrix_in[1](lora_b) + place_b
-        states = torch.cat([lora_a, lora_b, classes, task.unsqueeze(1)], dim=1)
+        place = sum(table(index) for table, index in zip(self.places, self.coordinates.unbind(dim=1)))
+        states = self.token_in(sample * self.filled) + place + self.weight_in(weight_tokens)
+        states = torch.cat([states, self.class_in(class_tokens), task.unsqueeze(1)], dim=1)
         mask = None
         if class_mask is not None:
             mask = nn.functional.pad(class_mask, (len(self.coordinates), 1), value=True)[:, None, None, :]
@@ -166,15 +147,5 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
                 states = self._gradient_checkpointing_func(block, states, modulation, mask)
             else:
                 states = block(states, modulation, mask)
-        states = self.norm_out(states)
-        lora, classes, _ = states.split([len(self.coordinates), class_tokens.shape[1], 1], dim=1)
-        outputs = [layer(part) for layer, part in zip(self.matrix_out, self._by_matrix(lora))]
-        output = torch.cat(outputs, dim=1)[:, self.inverse_order] * self.filled
-        if width:
-            head = nn.functional.pad(self.head_out(classes), (0, sample.shape[-1] - width))
-            output = torch.cat([output, head], dim=1)
+        output = self.token_out(self.norm_out(states[:, : len(self.coordinates)])) * self.filled
         return MCDiDenoiserOutput(sample=output) if return_dict else (output,)
-
-    def _by_matrix(self, lora: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ordered LoRA tokens `(tasks, tokens, width)` as those of `lora_A` and those of `lora_B`."""
-        return lora[:, : self.num_a], lora[:, self.num_a :]
