@@ -11,7 +11,7 @@ from torch import nn
 
 from ..backbones.frozen import FrozenBackbone
 from ..data.episodes import SupportBatch
-from .head import Head, RidgeHead
+from .head import RidgeHead
 from .layout import AdapterLayout
 from .stacked import StackedLora
 
@@ -118,7 +118,9 @@ class AdapterCodec(ModelMixin, ConfigMixin):
             own = (rows * pair.lora_A).sum(dim=2) / pair.lora_A.square().sum(dim=1)
             same = torch.allclose(own.unsqueeze(-1) * pair.lora_A, rows, rtol=1e-3, atol=1e-5)
             if not same or not torch.allclose(tensors[module.key("lora_B")], pair.lora_B):
-                raise ValueError(f"{module.name} is not written in the basis of the shared adapter: expected diag(z) A.")
+                raise ValueError(
+                    f"{module.name} is not written in the basis of the shared adapter: expected diag(z) A."
+                )
             found[:, token, : module.rank] = own
         return found
 

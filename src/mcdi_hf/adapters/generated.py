@@ -29,8 +29,10 @@ class GenerationDetails:
         num_candidates (`int`, *optional*): How many were drawn; the adapter is their mean unless one was chosen.
         refine_steps (`int`, *optional*, defaults to 0): Gradient steps on the support after it was generated.
         chosen (`str`, *optional*): The option that was selected, if one was.
-        support_losses (`dict[str, float]`, *optional*): Each option's mean cross-entropy; the least was chosen.
-        folds (`int`, *optional*): How many folds that is over; 1: the support.
+        support_accuracies (`dict[str, float]`, *optional*): Each option's accuracy on held-out examples of the support;
+            the best was chosen.
+        support_losses (`dict[str, float]`, *optional*): Each option's mean cross-entropy there, at its best temperature.
+        folds (`int`, *optional*): How many folds that is over; 0: with one example of a class nothing can be held out.
     """
 
     shots: list[int]
@@ -41,6 +43,7 @@ class GenerationDetails:
     num_candidates: int | None = None
     refine_steps: int = 0
     chosen: str | None = None
+    support_accuracies: dict[str, float] | None = None
     support_losses: dict[str, float] | None = None
     folds: int | None = None
 

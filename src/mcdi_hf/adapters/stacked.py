@@ -4,6 +4,7 @@ from contextlib import ExitStack
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..backbones.frozen import FrozenBackbone
 from ..backbones.layers import LowerLayers, UpperLayers
@@ -39,6 +40,8 @@ class StackedLora:
         """
         lora_a = tensors[self.layout.modules[0].key("lora_A")]
         with ExitStack() as hooks:
+            if self.device.type == "cpu":  # on short texts the fused kernels take half as long again, there and back
+                hooks.enter_context(sdpa_kernel(SDPBackend.MATH))
             for module in self.layout.modules:
                 hook = self._hook(module, tensors[module.key("lora_A")], tensors[module.key("lora_B")])
                 hooks.enter_context(self.upper.model.get_submodule(module.name).register_forward_hook(hook))
@@ -67,6 +70,29 @@ class StackedLora:
         head = tuple(tensors[key] for key in self.layout.head_keys) or self.verbalizers(batch)
         return head_logits(features, *head, batch.class_mask)
 
+    def episode_logits(
+        self, tensors: dict[str, torch.Tensor], ridge: RidgeHead, support: SupportBatch, query: SupportBatch
+    ) -> torch.Tensor:
+        """Classify each task's query by the head that an adapter makes of its support, both seen in one pass.
+
+        Args:
+            tensors (`dict[str, torch.Tensor]`): LoRA matrices, key on disk -> `(N, *shape)`: one for each task, or one
+                for all of them.
+            ridge ([`RidgeHead`]): Makes the heads; a language model's are verbalizers.
+            support, query ([`SupportBatch`]): With rows and examples.
+
+        Returns:
+            `torch.Tensor` of shape `(tasks, queries, classes)`: Logits, minus infinity for padding classes.
+        """
+        rows = torch.cat([support.plain_rows, query.plain_rows], dim=1)
+        features = self.features(tensors, query.examples[rows.flatten()]).reshape(*rows.shape, -1)
+        seen, asked = features.split([support.labels.shape[1], query.labels.shape[1]], dim=1)
+        if self.backbone.is_causal_lm:
+            head = self.verbalizers(support)
+        else:
+            head = ridge(seen, support.labels, support.class_mask)
+        return head_logits(asked.float(), *head, support.class_mask)
+
     def heads(self, support: SupportBatch, ridge: RidgeHead, tensors: dict[str, torch.Tensor]) -> Head:
         """The heads of N tasks, weights `(N, classes, feature_dim)` and biases `(N, classes)`, zero for padding, that
         `ridge` makes of what N adapters, key on disk -> `(N, *shape)`, see in their support's examples, all views."""
@@ -84,10 +110,12 @@ class StackedLora:
     @staticmethod
     def _hook(module: LoraModule, lora_a: torch.Tensor, lora_b: torch.Tensor):
         def add_low_rank(_, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-            rows = args[0].reshape(len(lora_a), -1, module.in_features).to(lora_a.dtype)
-            low = torch.bmm(rows, lora_a.transpose(1, 2))
-            base = output.view(len(lora_a), -1, module.out_features).to(lora_b.dtype)
-            added = torch.baddbmm(base, low, lora_b.transpose(1, 2), alpha=module.scaling)
+            kind = output.device.type  # under autocast what is cast to float32 would only be cast back
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else lora_a.dtype
+            rows = args[0].reshape(len(lora_a), -1, module.in_features).to(dtype)
+            low = torch.bmm(rows, lora_a.to(dtype).transpose(1, 2))
+            base = output.view(len(lora_a), -1, module.out_features).to(dtype)
+            added = torch.baddbmm(base, low, lora_b.to(dtype).transpose(1, 2), alpha=module.scaling)
             return added.view_as(output).to(output.dtype)
 
         return add_low_rank

@@ -21,7 +21,9 @@ def cache_name(backbone: FrozenBackbone, place: str, inputs: Any, batch_size: in
     """
     digest = hashlib.sha256()
     config = {key: value for key, value in backbone.model.config.to_dict().items() if key != "_name_or_path"}
-    settings = [config, str(backbone.model.dtype), backbone.device.type, place, batch_size, torch.__version__]
+    kind = backbone.device.type
+    dtypes = [str(backbone.model.dtype), str(torch.get_autocast_dtype(kind)), torch.is_autocast_enabled(kind)]
+    settings = [config, dtypes, kind, place, batch_size, torch.__version__]
     if backbone.reads_images:
         settings.append(backbone.processor.to_dict())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())

@@ -91,7 +91,7 @@ class LowerLayers:
         """The hidden states of each batch, of texts those of its tokens without the padding."""
         for batch in batches:
             self.model.base_model(**batch)
-            states, self.capture.states = self.capture.states, None
+            states, self.capture.states = self.capture.states.to(self.backbone.model.dtype), None
             on_batch(len(states))
             yield states if self.backbone.reads_images else states[batch["attention_mask"].bool()]
 

@@ -1,6 +1,7 @@
 """Labelled data sets as sources of tasks: one, or a mixture of them in one table."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,11 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Image, Value, concatenate_datasets
 
 from .cached import load_cached_dataset
-from .tasks import ROTATIONS, class_column, rotate_classes
+from .tasks import ROTATIONS, LabelledRows, class_column, rotate_classes
+from .words import mask_words
+
+
+TEXTS = (Value("string"), Value("large_string"))
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,11 @@ class Source:
         max_rows (`int`, *optional*): Keep so many rows of each split, drawn with seed 0; all of them without it.
         turned (`bool`, *optional*, defaults to `False`): Add copies of images turned by 90, 180 and 270 degrees, and a
             `ClassLabel` column `rotation` of the angle, for tasks that ask for it.
+        words (`int`, *optional*): Make of the texts a data set of masked words, so many of them, with a `ClassLabel`
+            column `word`, see [`mask_words`]. Two sources with the same words have the same rows.
+        mask_token (`str`, *optional*, defaults to `"[MASK]"`): What stands for a masked word.
+        weight (`float`, *optional*, defaults to 1.0): The source's share of the tasks that are drawn, relative to that
+            of the others; its groups have like shares of it.
     """
 
     dataset_name: str
@@ -43,12 +53,21 @@ class Source:
     splits: dict[str, str] | None = None
     max_rows: int | None = None
     turned: bool = False
+    words: int | None = None
+    mask_token: str = "[MASK]"
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.name is None:
             object.__setattr__(self, "name", Path(self.dataset_name).name)
         if isinstance(self.input_columns, str) or len(self.input_columns) not in (1, 2):
             raise ValueError(f"input_columns is {self.input_columns!r}: expected a list of one column or of two.")
+        if not 0 < self.weight < float("inf"):
+            raise ValueError(f"weight is {self.weight}: expected a number above 0.")
+        if self.words is not None and (self.words < 2 or len(self.input_columns) > 1):
+            raise ValueError(
+                f"words is {self.words} of {self.input_columns}: expected 2 or more of one column of texts."
+            )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Source":
@@ -81,6 +100,8 @@ class Source:
         if self.max_rows is not None and self.max_rows < len(table):
             rows = np.random.default_rng(0).permutation(len(table))[: self.max_rows]
             table = table.select(np.sort(rows))
+        if self.words is not None:
+            return mask_words(table, self.input_columns[0], self.words, self.mask_token)
         if not self.turned:
             return table
         (column,) = self.input_columns
@@ -167,17 +188,49 @@ def domains_of(sources: list[Source]) -> list[str]:
     return load_table(sources, ["train"], None)[0].features["domain"].names
 
 
-def training_table(description: dict, moved: str | list[Source] | None = None) -> tuple[Dataset, dict[str, range]]:
-    """The table that the rows of trajectories point into, as [`load_table`] has it: made of the `sources`,
-    `splits`, `train_domains` and `rotations` of their description. `moved` is that of [`sources_of`]."""
+def group_weights(sources: list[Source], rows: LabelledRows) -> dict[str, float]:
+    """How often each group of the table of some sources is drawn: its share of its source's weight."""
+    weights = {source.name: source.weight for source in sources}
+    owners = {group: group.split("/")[0] if len(sources) > 1 else sources[0].name for group in rows.groups}
+    counts = Counter(owners.values())
+    return {group: weights[owner] / counts[owner] for group, owner in owners.items()}
+
+
+def normalized(text: str) -> str:
+    """A text as it is compared with others: lower case, letters and digits only."""
+    return "".join(filter(str.isalnum, text.lower()))
+
+
+def texts_of(dataset_name: str) -> set[str]:
+    """All texts of a data set, every split and every column of strings, [`normalized`]."""
+    tables = load_cached_dataset(dataset_name).values()
+    columns = [(table, name) for table in tables for name, kind in table.features.items() if kind in TEXTS]
+    return {normalized(text) for table, name in columns for text in table[name][:] if text}
+
+
+def training_table(
+    description: dict, moved: str | list[Source] | None = None
+) -> tuple[Dataset, dict[str, range], int]:
+    """The table that the rows of trajectories point into, as [`load_table`] has it: made of the `sources`, `splits`,
+    `train_domains`, `rotations` and `exclude_texts_of` of their description. `moved` is that of [`sources_of`].
+
+    Returned are the table, the rows of each split in it, and how many rows were left out because their text is one of
+    the data sets in `exclude_texts_of`.
+    """
     splits = description["splits"]
     table, spans = load_table(sources_of(description, moved), splits, description["train_domains"])
-    if not description["rotations"]:
-        return table, spans
-    if len(splits) > 1:
-        raise ValueError(f"Rotations of {splits} would mix them: take one split, and the query from the same rows.")
-    table = rotate_classes(table, "input", "label")
-    return table, {splits[0]: range(len(table))}
+    if (description["rotations"] or description["exclude_texts_of"]) and len(splits) > 1:
+        raise ValueError(f"Rotations or excluded texts of {splits} would mix them: take one split.")
+    count = len(table)
+    if excluded := description["exclude_texts_of"]:
+        texts = set.union(*map(texts_of, excluded))
+        columns = [table[name][:] for name in ("input", "input_pair") if name in table.features]
+        kept = [not any(one and normalized(one) in texts for one in own) for own in zip(*columns)]
+        table = table.select(np.flatnonzero(kept))
+    removed = count - len(table)
+    if description["rotations"]:
+        table = rotate_classes(table, "input", "label")
+    return table, {splits[0]: range(len(table))} if len(splits) == 1 else spans, removed
 
 
 def inputs_of(table: Dataset) -> list:

@@ -1,6 +1,6 @@
 """Tasks: a few labelled examples to learn from, others to be judged on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -38,6 +38,7 @@ class LabelledRows:
         span (`range`, *optional*): Keep these rows only: one split of a concatenated data set.
         domain_column (`str`, *optional*): The column of domains. A class may have rows in many; what is learnt in some
             of them is tested in others. By default a row's domain is its group.
+        min_rows (`int`, *optional*, defaults to 1): Leave out classes of fewer rows.
 
     Attributes:
         groups (`dict[str, dict[str, np.ndarray]]`): Group -> class -> row numbers.
@@ -52,6 +53,7 @@ class LabelledRows:
         group_column: str | None = None,
         span: range | None = None,
         domain_column: str | None = None,
+        min_rows: int = 1,
     ) -> None:
         labels, names = class_column(dataset, label_column)
         turned = _unrotated(label_column) in dataset.features
@@ -70,7 +72,8 @@ class LabelledRows:
                 members = members[(members >= span.start) & (members < span.stop)]
             if len(members):
                 own = labels[members]
-                self.groups[group] = {names[label]: members[own == label] for label in np.unique(own)}
+                classes = {names[label]: members[own == label] for label in np.unique(own)}
+                self.groups[group] = {name: rows for name, rows in classes.items() if len(rows) >= min_rows}
                 pairs = np.unique(np.stack([domains[members], origins[members]]), axis=1)
                 self.origins |= {(domain_names[domain], group, origin_names[label]) for domain, label in pairs.T}
         if not self.groups:
@@ -88,6 +91,8 @@ class EpisodeSampler:
         queries (`int`): Query examples a class, fewer where a class has no more.
         seed (`int`, *optional*, defaults to 0): Another seed, other tasks.
         query_rows (`LabelledRows`, *optional*): Where the query comes from, if it is another split than the support.
+        weights (`dict[str, float]`, *optional*): How often each group is drawn, relative to the others; by default all
+            alike.
     """
 
     def __init__(
@@ -98,8 +103,9 @@ class EpisodeSampler:
         queries: int,
         seed: int = 0,
         query_rows: LabelledRows | None = None,
+        weights: dict[str, float] | None = None,
     ) -> None:
-        self.rows, self.query_rows = rows, query_rows
+        self.rows, self.query_rows, self.weights = rows, query_rows, weights
         self.ways, self.shots, self.queries, self.seed = ways, shots, queries, seed
         self.groups = [group for group, classes in rows.groups.items() if len(classes) >= ways[0]]
         if not self.groups:
@@ -116,10 +122,29 @@ class EpisodeSampler:
 
     def __getitem__(self, number: int) -> Task:
         random = np.random.default_rng((self.seed, number))
-        group = self.groups[random.integers(len(self.groups))]
+        group = self._group(self.ways[0], random)
+        ways = random.integers(self.ways[0], min(self.ways[1], len(self.rows.groups[group])) + 1)
+        return self._task(group, ways, draw_shots(self.shots, random), random)
+
+    def draw(self, ways: int, shots: int, random: np.random.Generator) -> Task:
+        """A task of so many classes, of a group that has them, and so many shots, or as many as the smallest class has
+        beside its queries."""
+        if self.query_rows is not None:
+            return self._task(self._group(ways, random), ways, shots, random)
+        task = self._task(self._group(ways, random), ways, shots + self.queries, random)
+        most = min(shots, *(len(rows) - self.queries for rows in task.support))
+        support = tuple(rows[:most] for rows in task.support)
+        return replace(task, support=support, query=tuple(rows[most:][: self.queries] for rows in task.support))
+
+    def _group(self, ways: int, random: np.random.Generator) -> str:
+        groups = [group for group in self.groups if len(self.rows.groups[group]) >= ways]
+        if self.weights is None:
+            return groups[random.integers(len(groups))]
+        shares = np.array([self.weights[group] for group in groups])
+        return groups[random.choice(len(groups), p=shares / shares.sum())]
+
+    def _task(self, group: str, ways: int, shots: int, random: np.random.Generator) -> Task:
         rows = self.rows.groups[group]
-        ways = random.integers(self.ways[0], min(self.ways[1], len(rows)) + 1)
-        shots = draw_shots(self.shots, random)
         classes = tuple(random.choice(list(rows), size=ways, replace=False).tolist())
         support, query = [], []
         for name in classes:

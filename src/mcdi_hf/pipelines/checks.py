@@ -11,25 +11,21 @@ from ..models.task_encoder import TaskEncoder
 from .pipeline_output import MCDiPipelineOutput
 
 
-IMPRINT_FROM = ("mean", "generated")
 OUTPUT_TYPES = ("peft", "pt", "latent")
 
 
-def check_components(
-    denoiser: MCDiDenoiser, task_encoder: TaskEncoder, codec: AdapterCodec, imprint_from: str
-) -> None:
+def check_components(denoiser: MCDiDenoiser, task_encoder: TaskEncoder, codec: AdapterCodec) -> None:
     """Refuse components that were made for adapters of different ranks, targets or widths, naming what differs."""
     layout, pooling = codec.layout, codec.config.base_model["pooling"]
-    if imprint_from not in IMPRINT_FROM:
-        raise ValueError(f"imprint_from is {imprint_from!r}: expected one of {', '.join(map(repr, IMPRINT_FROM))}.")
-    if not layout.head_keys and (imprint_from != "mean" or pooling != "last_token"):
+    if not layout.head_keys and pooling != "last_token":
         raise ValueError(
-            f"The codec's adapters have no head: expected a causal language model, whose pooling is 'last_token', and "
-            f"imprint_from='mean'; got pooling {pooling!r} and {imprint_from!r}."
+            f"The codec's adapters have no head: expected a causal language model, whose pooling is 'last_token'; got "
+            f"{pooling!r}."
         )
-    wanted = MCDiDenoiser.sizes_of(layout) | {"feature_dim": layout.feature_dim, "cond_dim": task_encoder.config.dim}
-    found = {key: getattr(denoiser.config, key) for key in ("tokens", "token_dim", "head_width", "cond_dim")}
-    found["feature_dim"] = task_encoder.config.feature_dim
+    wanted = MCDiDenoiser.sizes_of(layout) | {"cond_dim": task_encoder.config.dim}
+    found = {key: getattr(denoiser.config, key) for key in ("tokens", "token_dim", "cond_dim")}
+    wanted["token_dim of the task encoder"] = layout.token_dim
+    found["token_dim of the task encoder"] = task_encoder.config.token_dim
     found["tokens"] = [list(token) for token in found["tokens"]]
     if differing := [key for key in wanted if wanted[key] != found[key]]:
         parts = [f"{key}: {_short(found[key])} there, {_short(wanted[key])} in the codec" for key in differing]
@@ -79,8 +75,6 @@ def check_finite(tensors: dict[str, torch.Tensor], first: int) -> None:
 
 
 def check_continues(output: MCDiPipelineOutput, name: str) -> None:
-    """Refuse to go on from what was returned without adapters, or made of ready features."""
+    """Refuse to go on from what was returned without adapters."""
     if isinstance(output.adapters, torch.Tensor):
         raise ValueError(f"{name} needs adapters: call the pipeline with output_type='peft'.")
-    if any(batch.examples is None for batch in output.draws.batches):
-        raise ValueError(f"{name} needs examples: ready features say nothing of other adapters than the mean.")

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,6 +17,7 @@ from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 
 from ..adapters.codec import AdapterCodec
+from ..adapters.head import RidgeHead
 from ..adapters.layout import AdapterLayout
 from ..models.denoiser import MCDiDenoiser
 from ..utils.files import read_json, write_folder
@@ -105,7 +107,7 @@ def check_pipeline_folder(pipeline_class: type, folder: Path, given: dict[str, A
         sets = _weight_sets(path.parent)
         if kind is AdapterCodec:
             layout = _check_codec(path, config, sets)
-        sizes = MCDiDenoiser.sizes_of(layout) if kind is MCDiDenoiser else {"feature_dim": layout.feature_dim}
+        sizes = MCDiDenoiser.sizes_of(layout) if kind is MCDiDenoiser else {"token_dim": layout.token_dim}
         if kind is not AdapterCodec and (other := [size for size in sizes if config.get(size) != sizes[size]]):
             raise ValueError(f"{path} has another {other[0]} than the codec's layout: they are not of one pipeline.")
         for files in sets:
@@ -165,6 +167,10 @@ def _read_config(path: Path, kinds: tuple[type, ...]) -> tuple[type, dict[str, A
     if kind is None:
         raise ValueError(f"{path} is of {config.get('_class_name')!r}: expected {kinds[0].__name__!r}.")
     known = inspect.signature(kind.__init__).parameters
+    if "imprint_scale" in config or "head_width" in config:
+        raise ValueError(
+            f"{path} is of mcdi_hf 0.1, whose adapters were made otherwise: use that version, or train anew."
+        )
     if unknown := sorted(name for name in config if not name.startswith("_") and name not in known):
         raise ValueError(f"{path} has {unknown}, which {kind.__name__} does not know.")
     return kind, config
@@ -207,26 +213,26 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _check_codec(path: Path, config: dict[str, Any], sets: list[dict]) -> AdapterLayout:
-    """The codec's layout, whose tokens are as many as there are statistics."""
+    """The codec's layout, whose tokens are as many as there are scales."""
     try:
         layout = AdapterLayout.from_dict(config.get("layout"))
         LoraConfig(**config.get("lora_config"))
+        head = RidgeHead(**(config.get("head") or {}))
     except Exception as error:  # as in `_make`
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
-    base_model, scale = config.get("base_model"), config.get("imprint_scale", 10.0)
+    base_model = config.get("base_model")
     for name, kind in BASE_MODEL.items():
         if not isinstance(base_model, dict) or not isinstance(base_model.get(name), kind):
             raise ValueError(f"{path} has no {name} of a base_model: expected a {kind.__name__}.")
-    if type(scale) not in (int, float):
-        raise ValueError(f"{path} has imprint_scale {scale!r}: expected a number.")
-    # By arithmetic, since a forged layout may have more tokens than there is memory to list them.
-    count = sum(math.ceil(math.prod(shape) / layout.token_dim) for shape in layout.lora_shapes.values())
+    for name, value in asdict(head).items():
+        if type(value) not in (int, float) or not math.isfinite(value) or name == "feature_norm" and value <= 0:
+            raise ValueError(f"{path} has {name} {value!r} of the head: expected a finite number, a norm above 0.")
     for files in sets:
-        _, found = files.get("mean", (path, None))
-        if found != (count, layout.token_dim):
+        _, found = files.get("std", (path, None))
+        if found != (len(layout.modules), 1):
             raise ValueError(
-                f"{path} has a layout of {count} tokens of {layout.token_dim} numbers, but the mean beside it has the "
-                f"shape {found}: they are of different codecs."
+                f"{path} has a layout of {len(layout.modules)} modules, but the std beside it has the shape {found}: they "
+                "are of different codecs."
             )
     return layout
 
@@ -247,5 +253,5 @@ def _check_weights(path: Path, kind: type, config: dict[str, Any], files: dict) 
             tensor = file.get_tensor(name)
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise ValueError(f"{place} has {name} with NaN or inf, or of whole numbers: expected finite numbers.")
-        if kind is AdapterCodec and name != "mean" and not (tensor > 0).all():
+        if kind is AdapterCodec and name == "std" and not (tensor > 0).all():
             raise ValueError(f"{place} has {name} of {tensor.min().item()}: expected scales above 0.")

@@ -3,8 +3,6 @@
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..adapters.codec import AdapterCodec
-
 
 def task_generators(
     generator: torch.Generator | list[torch.Generator] | None, num_tasks: int
@@ -26,14 +24,7 @@ def seed_of(generator: torch.Generator) -> int | None:
     return generator.initial_seed() if fresh.get_state().equal(generator.get_state()) else None
 
 
-def draw_noise(
-    dtype: torch.dtype, codec: AdapterCodec, class_mask: torch.Tensor, generators: list[torch.Generator]
-) -> torch.Tensor:
-    """Standard noise for the tokens of adapters, `(rows, tokens, token_dim)`: a row is drawn at its own task's size from
-    its generator, and is zero behind it. Rows that share a generator take turns."""
-    device, width = class_mask.device, codec.layout.token_dim
-    noise = torch.zeros(len(class_mask), codec.num_tokens(class_mask.shape[1]), width, dtype=dtype, device=device)
-    for row, ways, generator in zip(noise, class_mask.sum(dim=1).tolist(), generators):
-        size = codec.num_tokens(ways)
-        row[:size] = randn_tensor((size, width), generator, device, dtype)
-    return noise
+def draw_noise(dtype: torch.dtype, filled: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    """Standard noise for the tokens of adapters, `(rows, num_tokens, token_dim)`, each row from its task's generator.
+    Rows that share a generator take turns. `filled` is the codec's."""
+    return torch.stack([randn_tensor(filled.shape, generator, filled.device, dtype) for generator in generators])

@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..adapters.codec import AdapterCodec
+from ..adapters.condition import see_support
 from ..adapters.generated import GenerationDetails
 from ..adapters.stacked import StackedLora
 from ..backbones.frozen import FrozenBackbone
@@ -22,16 +23,7 @@ from .noise import draw_noise, seed_of, task_generators
 from .pipeline_output import Draws, MCDiPipelineOutput, described_adapters
 from .refinement import refine_adapters
 from .selection import Selector
-from .support import (
-    FEATURES,
-    Support,
-    SupportSet,
-    as_support_sets,
-    check_readable,
-    encode_examples,
-    encode_features,
-    kind_of,
-)
+from .support import Support, SupportSet, as_support_sets, check_readable, encode_examples
 
 
 class MCDiPipeline(DiffusionPipeline):
@@ -50,11 +42,8 @@ class MCDiPipeline(DiffusionPipeline):
             config: a local copy, for instance.
         num_inference_steps (`int`, *optional*, defaults to 20): Steps of a call unless told otherwise.
         strength (`float`, *optional*, defaults to 1.0): Strength of a call unless told otherwise.
-        imprint_from (`str`, *optional*, defaults to `"mean"`): Through which adapter the support is seen when the free
-            part of the head is imprinted: `"mean"`, the mean adapter of the training tasks, or `"generated"`, the one
-            that was generated, which takes a second pass. Adapters without a head have nothing to imprint: `"mean"`.
-        support_views (`int`, *optional*, defaults to 1): How many views of a support example its features are the mean
-            of: with more than 1, images moved a little, texts short of a word, see [`augmented_views`].
+        support_views (`int`, *optional*, defaults to 1): How many views of a support example heads are made of: with
+            more than 1, images moved a little, texts short of a word, see [`augmented_views`].
         trained_ways, trained_shots (`list[int]`, *optional*): The least and the greatest number of classes, and of
             examples of a class, in training. A record: others are served, too.
 
@@ -76,19 +65,17 @@ class MCDiPipeline(DiffusionPipeline):
         base_model_name_or_path: str | None = None,
         num_inference_steps: int = 20,
         strength: float = 1.0,
-        imprint_from: str = "mean",
         support_views: int = 1,
         trained_ways: list | None = None,
         trained_shots: list | None = None,
     ) -> None:
         super().__init__()
-        check_components(denoiser, task_encoder, codec, imprint_from)
+        check_components(denoiser, task_encoder, codec)
         self.register_modules(denoiser=denoiser, task_encoder=task_encoder, codec=codec, scheduler=scheduler)
         self.register_to_config(
             base_model_name_or_path=base_model_name_or_path,
             num_inference_steps=num_inference_steps,
             strength=strength,
-            imprint_from=imprint_from,
             support_views=support_views,
             trained_ways=trained_ways,
             trained_shots=trained_shots,
@@ -149,16 +136,15 @@ class MCDiPipeline(DiffusionPipeline):
         Args:
             support (`dict`, `datasets.Dataset`, a list of these, or [`SupportBatch`]): One task or many. A `dict` maps
                 a label to its examples, see [`as_support_sets`]: texts, pairs of texts or PIL images, as the backbone
-                reads them, or ready features of shape `(shots, feature_dim)`. A `Dataset` has one `ClassLabel` column
-                and one of texts or images. A [`SupportBatch`] is what [`MCDiPipeline.encode_support`] made of some
-                tasks.
+                reads them. A `Dataset` has one `ClassLabel` column and one of texts or images. A [`SupportBatch`] is
+                what [`MCDiPipeline.encode_support`] made of some tasks.
             num_candidates (`int`, *optional*, defaults to 1): How many adapters to draw for each task, in one batch. A
                 task's adapter is their mean, in the basis of the shared start, which all of them are written in.
                 [`MCDiPipeline.select`] chooses among them.
             num_inference_steps (`int`, *optional*): Steps of the scheduler; by default what the pipeline's config
                 says.
-            strength (`float`, *optional*): How far to go from what is free (0: the mean adapter and the imprinted
-                head, exactly) to what is generated (1); by default what the pipeline's config says.
+            strength (`float`, *optional*): How far to go from the shared adapter (0, exactly) to what is generated (1);
+                by default what the pipeline's config says.
             temperature (`float`, *optional*, defaults to 1.0): Scale of the starting noise and of the noise of each
                 step; with 0 nothing is random.
             eta (`float`, *optional*, defaults to 1.0): 1 samples as DDPM does, 0 as DDIM, whose steps add no noise.
@@ -167,7 +153,7 @@ class MCDiPipeline(DiffusionPipeline):
             generator (`torch.Generator` or a list of one a task, *optional*): Makes the result reproducible. Every
                 task has a stream of noise of its own, so that its result does not depend on its neighbours: its
                 generator in a list, or one that is seeded from the one generator given.
-            latents (`torch.Tensor` of shape `(tasks * num_candidates, tokens, token_dim)`, *optional*): The starting
+            latents (`torch.Tensor` of shape `(tasks * num_candidates, num_tokens, token_dim)`, *optional*): The starting
                 noise, instead of drawing it.
             output_type (`str`, *optional*, defaults to `"peft"`): `"peft"` for [`GeneratedAdapter`], `"pt"` for flat
                 weights, `"latent"` for tokens.
@@ -216,22 +202,22 @@ class MCDiPipeline(DiffusionPipeline):
 
                 # 3. Encode the support; every candidate is a row
                 batch = self.encode_support(supports[part], ways)
-                task = self.task_encoder(batch.features.to(self.denoiser.dtype), batch.labels, batch.class_mask)
+                seen = batch.features.to(self.denoiser.dtype), batch.gradients.to(self.denoiser.dtype)
+                task = self.task_encoder(*seen, batch.labels, batch.class_mask)
                 rows = torch.arange(len(batch), device=batch.labels.device).repeat_interleave(num_candidates)
-                class_tokens, task_token = task.class_tokens[rows], task.task_token[rows]
-                class_mask = batch.class_mask[rows]
+                condition = [tokens[rows] for tokens in (*task.to_tuple(), batch.class_mask)]
 
                 # 4. Prepare latents
                 streams = [one for one in generators[part] for _ in range(num_candidates)]
                 given = None if latents is None else latents[first * num_candidates :][: len(rows)]
-                sample = self.prepare_latents(class_mask, streams, temperature, given)
+                sample = self.prepare_latents(streams, temperature, given)
 
                 # 5. Denoise
                 noise = torch.zeros_like(sample)
                 for i, t in enumerate(timesteps):
-                    output = self.denoiser(sample, t, class_tokens, task_token, class_mask).sample
+                    output = self.denoiser(sample, t, *condition).sample
                     if eta > 0 and temperature > 0:
-                        noise = temperature * draw_noise(self.denoiser.dtype, self.codec, class_mask, streams)
+                        noise = temperature * draw_noise(self.denoiser.dtype, self.codec.filled, streams)
                     sample = self.scheduler.step(output, t, sample, eta=eta, variance_noise=noise).prev_sample
                     if callback_on_step_end is not None:
                         tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, sample)
@@ -275,90 +261,78 @@ class MCDiPipeline(DiffusionPipeline):
             The support sets in one form, and the greatest number of classes.
         """
         if isinstance(support, SupportBatch):
-            supports, ways, has_examples = support, support.class_mask.shape[1], support.examples is not None
-            if support.features is None or output_type == "peft" and support.classes is None:
+            supports, ways = support, support.class_mask.shape[1]
+            if support.examples is None or output_type == "peft" and support.classes is None:
                 raise ValueError(
-                    "The SupportBatch has no features or no classes: expected what encode_support returns."
+                    "The SupportBatch has no examples or no classes: expected what encode_support returns."
                 )
-            if support.features.shape != (*support.labels.shape, self.codec.layout.feature_dim):
-                raise ValueError(f"The SupportBatch has features {tuple(support.features.shape)} of another pipeline.")
         else:
             supports = self._support_sets(support)
-            ways, has_examples = max(map(len, supports)), kind_of(supports) != FEATURES
-        if self.config.imprint_from == "generated" and not has_examples and output_type != "latent":
-            raise ValueError(
-                "imprint_from='generated' needs examples: ready features say nothing of other adapters than the mean."
-            )
+            ways = max(map(len, supports))
         if isinstance(generator, list) and len(generator) != len(supports):
             raise ValueError(f"There are {len(generator)} generators for {len(supports)} support sets.")
-        shape = (len(supports) * num_candidates, self.codec.num_tokens(ways), self.codec.layout.token_dim)
+        shape = (len(supports) * num_candidates, *self.codec.filled.shape)
         if latents is not None and latents.shape != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}: expected {shape}.")
         return supports, ways
 
     def _support_sets(self, support: Support | list[Support]) -> list[SupportSet]:
-        """Support sets in one form, which the backbone can read; ready features need none."""
-        supports = as_support_sets(support, self.codec.layout.feature_dim)
-        if kind_of(supports) != FEATURES:
-            check_readable(supports, self.backbone)
+        """Support sets in one form, which the backbone can read."""
+        supports = as_support_sets(support)
+        check_readable(supports, self.backbone)
         return supports
 
     @torch.no_grad()
     def encode_support(self, support: Support | list[Support] | SupportBatch, ways: int | None = None) -> SupportBatch:
-        """See one support set or many through the frozen backbone. What it returns can be handed in again in their
-        place.
+        """See one support set or many through the shared adapter, there and back, see [`see_support`]. What it returns can
+        be handed in again in their place.
 
-        It is a [`SupportBatch`] of `ways` classes, by default the most that a task has, with features, and with
-        examples unless the support holds ready features. A [`SupportBatch`] is only moved.
+        It is a [`SupportBatch`] of `ways` classes, by default the most that a task has. A [`SupportBatch`] that was seen
+        already is only moved.
         """
         if isinstance(support, SupportBatch):
-            return support.to(self._execution_device)
-        supports = self._support_sets(support)
-        if kind_of(supports) == FEATURES:
-            return encode_features(supports, ways, self._execution_device)
-        return encode_examples(supports, self.stacked, self.codec.mean_adapter(), self.config.support_views, ways)
+            batch = support.to(self._execution_device)
+        else:
+            batch = encode_examples(self._support_sets(support), self.stacked, self.config.support_views, ways)
+        return batch if batch.features is not None else see_support(self.stacked, self.codec, batch)
 
     def prepare_latents(
-        self,
-        class_mask: torch.Tensor,
-        generators: list[torch.Generator],
-        temperature: float = 1.0,
-        latents: torch.Tensor | None = None,
+        self, generators: list[torch.Generator], temperature: float = 1.0, latents: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The noise that sampling starts from, `(rows, tokens, token_dim)`: given, or drawn for each row of
-        `class_mask` `(rows, classes)` from its own generator, so that it is the same in any batch. It is scaled by
-        `temperature`.
+        """The noise that sampling starts from, `(rows, num_tokens, token_dim)`: given, or drawn for each row from its own
+        generator, so that it is the same in any batch. It is scaled by `temperature`.
         """
+        device, dtype = self._execution_device, self.denoiser.dtype
         if latents is None:
-            latents = draw_noise(self.denoiser.dtype, self.codec, class_mask, generators)
-        return latents.to(class_mask.device, self.denoiser.dtype) * (self.scheduler.init_noise_sigma * temperature)
+            latents = draw_noise(dtype, self.codec.filled, generators)
+        return latents.to(device, dtype) * (self.scheduler.init_noise_sigma * temperature)
 
     def decode_adapters(self, tokens: torch.Tensor, support: SupportBatch) -> dict[str, torch.Tensor]:
-        """Read whole adapters, key on disk -> `(tasks, *shape)`, from denoised tokens `(tasks, tokens, token_dim)`.
-        The free part of their heads is imprinted as the pipeline's config says."""
-        return self.codec.complete(tokens, support, self.stacked if self.config.imprint_from == "generated" else None)
+        """Read whole adapters, key on disk -> `(tasks, *shape)`, from denoised tokens `(tasks, num_tokens, token_dim)`,
+        with heads in closed form of what each adapter makes of its support."""
+        return self.codec.decode(tokens, support, self.stacked)
 
     @torch.no_grad()
     def select(self, output: MCDiPipelineOutput) -> MCDiPipelineOutput:
-        """Choose for each task among its candidates, their mean and what is free: the mean adapter and the frozen
-        backbone, both with heads imprinted from the support. A refinement is dropped.
+        """Choose for each task among its candidates, their mean, the shared adapter and the frozen backbone, all with
+        heads in closed form. It is the recommended call. A refinement is dropped.
 
-        The choice goes by the cross-validated loss on the support set. For a fold the candidates are generated anew
-        without it, from the same noise. With one example of a class there are no folds: the loss is that on the
-        support itself. `output` is that of a call with `output_type="peft"` on examples; the `details` of the adapters
-        say what was chosen.
+        From two examples of a class on the choice goes by cross-validation on the support set: by the number of right
+        answers, and where these are as many, by the loss at each option's best temperature. For a fold the candidates
+        are generated anew without it, from the same noise. With one example of a class the mean of the candidates is
+        kept. `output` is that of a call with `output_type="peft"`; the `details` of the adapters say what was chosen.
 
         Example: `pipe.select(pipe(support, num_candidates=8)).adapters[0]`
         """
         check_continues(output, "select")
-        selector = Selector(self.stacked, self.codec, self.decode_adapters, self)
+        selector = Selector(self.stacked, self.codec, self)
         return MCDiPipelineOutput(adapters=selector.select(output), draws=output.draws)
 
     def refine(
         self, output: MCDiPipelineOutput, num_steps: int = 5, learning_rate: float = 1e-3
     ) -> MCDiPipelineOutput:
         """Train adapters further on their support sets, by `num_steps` steps of Adam, each on the whole support, with
-        a linear decay to zero. `output` is that of a call with `output_type="peft"` on examples, of
+        a linear decay to zero. `output` is that of a call with `output_type="peft"`, of
         [`MCDiPipeline.select`], or of this.
 
         Example: `pipe.refine(pipe(support), num_steps=5).adapters[0]`

@@ -8,13 +8,14 @@ import torch
 from ..adapters.codec import AdapterCodec
 from ..adapters.generated import GeneratedAdapter
 from ..adapters.stacked import StackedLora
-from ..data.episodes import SupportBatch, task_losses
+from ..data.episodes import SupportBatch
 from .checks import check_finite
 from .pipeline_output import MCDiPipelineOutput
 
 
 MAX_FOLDS = 4
-FROZEN, MEAN_ADAPTER, MEAN_OF_CANDIDATES = "frozen backbone", "mean adapter", "mean of candidates"
+FROZEN, SHARED, GENERATED = "frozen backbone", "shared adapter", "mean of candidates"
+TEMPERATURES = torch.logspace(-1, 1, 21)  # that held-out logits may be divided by
 
 
 @dataclass
@@ -22,8 +23,7 @@ class Folds:
     """Support sets with some of their examples held out: for each fold its task, and the classes of the examples that
     are `kept` and that are `held_out`, `(folds, examples)` each, -1 elsewhere.
 
-    A class with one example has none to spare, so the adapters of such a task are judged on what they were made of:
-    it has no folds.
+    A class with one example has none to spare: such a task has no folds.
     """
 
     tasks: torch.Tensor
@@ -51,91 +51,93 @@ class Folds:
 
 
 class Selector:
-    """Chooses among the candidates of tasks, their mean and what is free, each task in one stacked pass. `decode`
-    reads whole adapters from tokens, and `generate` is the pipeline's call, to generate for a fold without its
-    examples.
+    """Chooses among the candidates of tasks, their mean and what is free, each task in stacked passes. `generate` is the
+    pipeline's call, to generate for a fold without its examples.
+
+    All options are coefficients of the shared basis: 0 is the frozen backbone, 1 the shared adapter.
     """
 
-    def __init__(
-        self,
-        stacked: StackedLora,
-        codec: AdapterCodec,
-        decode: Callable[[torch.Tensor, SupportBatch], dict[str, torch.Tensor]],
-        generate: Callable[..., MCDiPipelineOutput],
-    ) -> None:
-        self.stacked, self.codec, self.decode, self.generate = stacked, codec, decode, generate
+    def __init__(self, stacked: StackedLora, codec: AdapterCodec, generate: Callable[..., MCDiPipelineOutput]) -> None:
+        self.stacked, self.codec, self.generate = stacked, codec, generate
 
     def select(self, output: MCDiPipelineOutput) -> list[GeneratedAdapter]:
-        """The adapter of the least loss for each task; its details say what was chosen."""
+        """The adapter of each task that judges its own support best; its details say what was chosen."""
         adapters, draws = [], output.draws
         for batch, candidates in zip(draws.batches, draws.candidates):
             first, folds, of_folds = len(adapters), Folds.of(batch.labels), None
             if len(folds.tasks):
-                left = replace(batch[folds.tasks], labels=folds.kept)
+                left = replace(batch[folds.tasks], labels=folds.kept, features=None, gradients=None)
                 again = self.generate(left, output_type="latent", **draws.again(first + folds.tasks))
                 of_folds = torch.cat(again.draws.candidates)
             for task, adapter in enumerate(output.adapters[first : first + len(batch)]):
-                own, members = batch[task : task + 1], folds.tasks == task
-                kept, judged, made = own.labels, own.labels, candidates[task : task + 1]
+                own, members, options = batch[task : task + 1], folds.tasks == task, self._options(candidates[[task]])
+                names, details = self._names(candidates.shape[1]), {"folds": int(members.sum()), "refine_steps": 0}
+                best = names.index(GENERATED)
                 if members.any():
-                    kept, judged, made = folds.kept[members], folds.held_out[members], of_folds[members]
-                losses = self._losses(own, kept, judged, self._options(made))
-                adapters.append(self._chosen(adapter, own, candidates[task], losses, len(made)))
-                check_finite({key: value[None] for key, value in adapters[-1].tensors.items()}, first + task)
+                    kept, held_out = folds.kept[members], folds.held_out[members]
+                    logits = self._held_out_logits(own, kept, self._options(of_folds[members]))
+                    right, losses = held_out_scores(logits, held_out)
+                    best = choose(right, losses)
+                    shares = (right / (held_out >= 0).sum()).tolist()
+                    details["support_accuracies"] = dict(zip(names, shares))
+                    details["support_losses"] = dict(zip(names, losses.tolist()))
+                tensors = self.codec.complete(self.codec.matrices(options[0, [best]]), own, self.stacked)
+                check_finite(tensors, first + task)
+                (tensors,) = self.codec.layout.unstack(tensors, [len(adapter.labels)])
+                chosen = replace(adapter.details, chosen=names[best], **details)
+                adapters.append(replace(adapter, tensors=tensors, details=chosen))
         return adapters
 
-    def _chosen(
-        self, adapter: GeneratedAdapter, task: SupportBatch, candidates: torch.Tensor, losses: torch.Tensor, folds: int
-    ) -> GeneratedAdapter:
-        """One task's adapter, with the tensors of the option of the least loss."""
-        names = [FROZEN, MEAN_ADAPTER, *(f"candidate {index + 1}" for index in range(len(candidates)))]
-        names += [MEAN_OF_CANDIDATES] if len(candidates) > 1 else []
-        best = int(losses.argmin())
-        options = self._options(candidates.unsqueeze(0))[0]
-        tensors = self.decode(options[[best - 1]], task) if best else self._frozen_adapters(task)
-        (tensors,) = self.codec.layout.unstack(tensors, [len(adapter.labels)])
-        # The options are as they were generated, whatever was refined since.
-        scores = {"support_losses": dict(zip(names, losses.tolist())), "folds": folds, "refine_steps": 0}
-        return replace(adapter, tensors=tensors, details=replace(adapter.details, chosen=names[best], **scores))
-
     @staticmethod
-    def _options(candidates: torch.Tensor) -> torch.Tensor:
-        """The mean adapter, whose tokens are zero, the candidates, and their mean if there are several."""
-        parts = [torch.zeros_like(candidates[:, :1]), candidates]
-        if candidates.shape[1] > 1:
-            parts.append(candidates.mean(dim=1, keepdim=True))
-        return torch.cat(parts, dim=1)
+    def _names(candidates: int) -> list[str]:
+        return [
+            FROZEN,
+            SHARED,
+            GENERATED,
+            *(f"candidate {number + 1}" for number in range(candidates) if candidates > 1),
+        ]
 
-    def _frozen_adapters(self, batch: SupportBatch) -> dict[str, torch.Tensor]:
-        """Adapters that leave the backbone as it is, with heads imprinted from what it makes of the support."""
-        tensors = self.codec.frozen_adapter(len(batch))
-        if self.codec.layout.head_keys:
-            head = self.stacked.free_heads(batch, self.codec.config.imprint_scale, tensors)
-            tensors |= dict(zip(self.codec.layout.head_keys, head))
-        return tensors
+    def _options(self, candidates: torch.Tensor) -> torch.Tensor:
+        """The coefficients `(folds, options, num_tokens, token_dim)` of what is free, of the mean of the candidates, and of
+        each of them if there are several; candidates are tokens `(folds, candidates, num_tokens, token_dim)`."""
+        made = self.codec.coefficients(candidates)
+        mean = made.mean(dim=1, keepdim=True)
+        parts = [torch.zeros_like(mean), torch.ones_like(mean), mean]
+        return torch.cat(parts + ([made] if made.shape[1] > 1 else []), dim=1)
 
-    def _losses(
-        self, task: SupportBatch, kept: torch.Tensor, judged: torch.Tensor, options: torch.Tensor
-    ) -> torch.Tensor:
-        """The mean cross-entropy of the frozen backbone and of every option, over all folds: `(1 + options,)`.
+    def _held_out_logits(self, task: SupportBatch, kept: torch.Tensor, options: torch.Tensor) -> torch.Tensor:
+        """What every option of every fold says of all of a task's examples under a head of the kept ones: `(options,
+        folds, examples, classes)`.
 
         Args:
             task ([`SupportBatch`]): One task.
-            kept, judged (`torch.Tensor` of shape `(folds, examples)`): The classes to make heads of, and to judge by.
-            options (`torch.Tensor` of shape `(folds, options, tokens, token_dim)`): The tokens of the options.
+            kept (`torch.Tensor` of shape `(folds, examples)`): The classes to make heads of.
+            options (`torch.Tensor` of shape `(folds, options, num_tokens, token_dim)`): Their coefficients.
         """
         count, number = options.shape[:2]
-        folds = torch.zeros(count, dtype=torch.long, device=kept.device)
-        made_of = replace(task[folds], labels=kept)
-        frozen = self._frozen_adapters(made_of)
-        each = torch.arange(count, device=kept.device).repeat_interleave(number)
-        tensors = self.decode(options.flatten(0, 1), made_of[each])
-        tensors = {
-            key: torch.cat([frozen[key].unsqueeze(1), value.unflatten(0, (count, number))], dim=1).flatten(0, 1)
-            for key, value in tensors.items()
-        }
-        labels = judged.repeat_interleave(1 + number, dim=0)
-        judged_on = replace(task[folds.repeat_interleave(1 + number)], labels=labels)
-        losses = task_losses(self.stacked.logits(tensors, judged_on), labels).unflatten(0, (count, 1 + number))
-        weights = (judged >= 0).sum(dim=1, keepdim=True)
-        return (losses * weights).sum(dim=0) / weights.sum()
+        rows = torch.zeros(count * number, dtype=torch.long)
+        made_of = replace(task[rows], labels=kept.repeat_interleave(number, dim=0))
+        tensors = self.codec.complete(self.codec.matrices(options.flatten(0, 1)), made_of, self.stacked)
+        return self.stacked.logits(tensors, task[rows]).unflatten(0, (count, number)).transpose(0, 1)
+
+
+def held_out_scores(logits: torch.Tensor, held_out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How well options judge held-out examples: the number of right answers, and the mean cross-entropy at the
+    temperature that suits each option best, so that none is worse for being sharper: `(options,)` each.
+
+    Args:
+        logits (`torch.Tensor` of shape `(options, folds, examples, classes)`): Minus infinity for padding classes.
+        held_out (`torch.Tensor` of shape `(folds, examples)`): Classes from 0; -1 marks what is not held out.
+    """
+    asked = held_out >= 0
+    picked, truth = logits[:, asked], held_out[asked]
+    right = (picked.argmax(dim=-1) == truth).sum(dim=1)
+    scaled = picked / TEMPERATURES.to(picked).view(-1, 1, 1, 1)
+    truth = truth.expand(scaled.shape[:-1])
+    losses = torch.nn.functional.cross_entropy(scaled.flatten(0, 2), truth.flatten(), reduction="none")
+    return right, losses.unflatten(0, truth.shape).mean(dim=2).min(dim=0).values
+
+
+def choose(right: torch.Tensor, losses: torch.Tensor) -> int:
+    """The option of the most right answers, and of the least loss among those that have as many."""
+    return int(torch.where(right == right.max(), losses, torch.inf).argmin())

@@ -17,30 +17,28 @@ from ..data.episodes import SupportBatch
 
 
 TEXTS = (Value("string"), Value("large_string"))
-KINDS = ("texts", "pairs of texts", "images", FEATURES := "ready features")
+KINDS = ("texts", "pairs of texts", "images")
 Example = str | tuple[str, str] | Image.Image
-Support = Mapping[str, Sequence[Example] | torch.Tensor] | Dataset
-SupportSet = dict[str, list[Example] | torch.Tensor]
+Support = Mapping[str, Sequence[Example]] | Dataset
+SupportSet = dict[str, list[Example]]
 
 
-def as_support_sets(support: Support | list[Support], feature_dim: int) -> list[SupportSet]:
+def as_support_sets(support: Support | list[Support]) -> list[SupportSet]:
     """Bring one support set, or a list of them, to a list of `label -> examples`.
 
     Args:
         support (`dict`, `datasets.Dataset` or a list of these): A `dict` maps a label to its examples: texts, pairs of
-            texts as tuples, PIL images, or ready features as a tensor of shape `(shots, feature_dim)`. A `Dataset` has
-            one `ClassLabel` column and one column of texts or images.
-        feature_dim (`int`): The width of ready features.
+            texts as tuples, or PIL images. A `Dataset` has one `ClassLabel` column and one column of texts or images.
 
     Raises:
         `TypeError`: when it is none of these.
-        `ValueError`: when a set has fewer than two classes, an empty class, an example that is none of these, or
-            features that are not finite or of another width; when examples of several kinds are mixed.
+        `ValueError`: when a set has fewer than two classes, an empty class, or an example that is none of these; when
+            examples of several kinds are mixed.
     """
     supports = support if isinstance(support, list) else [support]
     if not supports:
         raise ValueError("The list of support sets is empty: expected at least one.")
-    checked = [_as_support_set(one, feature_dim) for one in supports]
+    checked = [_as_support_set(one) for one in supports]
     kind_of(checked)
     return checked
 
@@ -54,23 +52,11 @@ def kind_of(supports: list[SupportSet]) -> str:
     return kinds[0]
 
 
-def encode_features(supports: list[SupportSet], ways: int | None, device: torch.device) -> SupportBatch:
-    """Bring support sets of ready features to one shape, of `ways` classes or of the most that there are."""
-    batch = _numbered(supports, ways, device)
-    table = torch.cat([features for support in supports for features in support.values()]).to(device)
-    return replace(batch, rows=None, features=table[batch.rows])
-
-
 def encode_examples(
-    supports: list[SupportSet],
-    stacked: StackedLora,
-    mean_adapter: dict[str, torch.Tensor],
-    num_views: int = 1,
-    ways: int | None = None,
+    supports: list[SupportSet], stacked: StackedLora, num_views: int = 1, ways: int | None = None
 ) -> SupportBatch:
-    """See support sets of examples through the frozen layers, and through the mean adapter above them: a
-    [`SupportBatch`] of `ways` classes, or of the most that there are, with features, the mean of `num_views` views,
-    and examples.
+    """See support sets of examples through the frozen layers, in `num_views` views of each: a [`SupportBatch`] of `ways`
+    classes, or of the most that there are, with examples.
     """
     batch = _numbered(supports, ways, stacked.device)
     sets = [[example for group in support.values() for example in group] for support in supports]
@@ -83,10 +69,8 @@ def encode_examples(
         for example in own[view * len(examples) : (view + 1) * len(examples)]
     ]
     examples = stacked.encode(ordered, num_views=num_views)
-    features = stacked.features_of_all(mean_adapter, examples, torch.arange(len(ordered)))
-    features = features.unflatten(0, (num_views, -1)).mean(dim=0)[batch.rows]
     rows = torch.cat([batch.rows + view * len(examples) for view in range(num_views)], dim=1)
-    return replace(batch, rows=rows, features=features, examples=examples)
+    return replace(batch, rows=rows, examples=examples)
 
 
 def _numbered(supports: list[SupportSet], ways: int | None, device: torch.device) -> SupportBatch:
@@ -111,10 +95,10 @@ def _kind(example: Any) -> str:
         return "pairs of texts"
     if isinstance(example, Image.Image):
         return "images"
-    return "texts" if isinstance(example, str) else FEATURES
+    return "texts"
 
 
-def _as_support_set(support: Any, feature_dim: int) -> SupportSet:
+def _as_support_set(support: Any) -> SupportSet:
     if isinstance(support, Dataset):
         support = _from_dataset(support)
     if not isinstance(support, Mapping):
@@ -127,7 +111,7 @@ def _as_support_set(support: Any, feature_dim: int) -> SupportSet:
     for label, examples in support.items():
         if not _is_text(label):
             raise ValueError(f"{label!r} is no label: expected a string that is not empty.")
-        checked[label] = _check_examples(label, examples, feature_dim)
+        checked[label] = _check_examples(label, examples)
     return checked
 
 
@@ -136,15 +120,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
-def _check_examples(label: str, examples: Any, feature_dim: int) -> list[Example] | torch.Tensor:
-    if isinstance(examples, torch.Tensor):
-        if examples.ndim != 2 or not len(examples) or examples.shape[1] != feature_dim:
-            raise ValueError(
-                f"The features of {label!r} have shape {tuple(examples.shape)}: expected (shots, {feature_dim})."
-            )
-        if examples.is_complex() or not torch.isfinite(examples).all():
-            raise ValueError(f"The features of {label!r} hold NaN or inf, or are complex.")
-        return examples
+def _check_examples(label: str, examples: Any) -> list[Example]:
     if isinstance(examples, str | Image.Image):
         kind = "string" if isinstance(examples, str) else "image"
         raise ValueError(f"The examples of {label!r} are one {kind}: expected a list of {kind}s.")

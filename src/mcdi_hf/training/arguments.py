@@ -32,16 +32,15 @@ class MCDiTrainingArguments:
         default=None, help="the backbone, if it does not lie under the name that the trajectories record"
     )
     cache_dir: Path | None = HfArg(default=None, help="keep what the frozen lower layers make here, not in memory")
-    shots: list[int] = HfArg(default_factory=lambda: [1, 5], help="least and greatest number in a condition")
+    shots: list[int] = HfArg(default_factory=lambda: [1, 16], help="least and greatest number in a condition")
+    num_conditions: int = HfArg(default=8, help="support sets that are seen of each trajectory, once")
     num_views: int = HfArg(default=1, help="views of an example in fresh tasks, all but one augmented")
-    support_views: int = HfArg(default=1, help="see MCDiPipeline; needs imprint_from mean")
-    condition_noise: float = HfArg(default=1.5, help="noise on the condition, in its own spread")
+    support_views: int = HfArg(default=1, help="see MCDiPipeline")
     # the generator
     objective: Literal["mc", "mv", "tw"] = HfArg(default="mc", help="Mc-Di, or the paper's ablations Mv-Di and Tw-Di")
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = HfArg(default="sample", help="of the scheduler")
     loss_weighting: Literal["local", "unit"] = HfArg(default="unit", help="of the scheduler")
     segment_weights: list[float] | None = HfArg(default=None, help="weights of the segments' losses; None: all 1")
-    imprint_from: Literal["mean", "generated"] = HfArg(default="mean", help="see MCDiPipeline")
     num_train_timesteps: int = HfArg(default=20, help="of the scheduler")
     num_inference_steps: int = HfArg(default=4, help="the pipeline's default")
     dim: int = HfArg(default=128, help="width of the denoiser and of the task encoder")
@@ -55,7 +54,7 @@ class MCDiTrainingArguments:
     task_loss_weight: float = HfArg(default=0.0, help="beside the loss on weights; 0 is without")
     task_loss_warmup_steps: int = HfArg(default=0, help="steps in which the weight rises from 0")
     task_loss_tasks: int = HfArg(default=4, help="fresh tasks a step, in one stack")
-    queries_per_class: int = HfArg(default=3, help="examples that a fresh task is judged on")
+    queries_per_class: int = HfArg(default=8, help="examples that a fresh task is judged on")
     # outer loop
     outer_optimizer: Literal["sgd", "adam"] = HfArg(default="adam", help="takes REPTILE's difference as a gradient")
     learning_rate: float = HfArg(default=1e-3, help="the outer one, the paper's zeta")
@@ -71,13 +70,14 @@ class MCDiTrainingArguments:
     validation_domains: list[str] | None = HfArg(
         default=None, help="domains to choose the checkpoint on; None: all that no trajectory is of, test domains too"
     )
-    query_split: str | None = HfArg(default=None, help="where validation tasks are judged; None: rows that they leave")
     validation_steps: int = HfArg(default=100, help="steps from one validation to the next")
     num_validation_episodes: int = HfArg(default=60, help="validation tasks of each kind")
+    validation_queries: int = HfArg(default=15, help="examples a class that they are judged on")
     validation_tasks: list[str] = HfArg(
-        default_factory=lambda: ["5x1", "5x5", "15x1", "15x5"], help="kinds: WAYSxSHOTS, or GROUP:WAYSxSHOTS"
+        default_factory=lambda: ["2x1", "2x5"],
+        help="kinds: WAYSxSHOTS, GROUP:WAYSxSHOTS, SOURCE/*:WAYSxSHOTS, crossed:2xSHOTS",
     )
-    strengths: list[float] = HfArg(default_factory=lambda: [0.5, 1.0], help="to choose from on validation")
+    strengths: list[float] = HfArg(default_factory=lambda: [1.0], help="to choose from on validation")
     # output
     report_to: str | None = HfArg(default=None, help="a tracker that Accelerate knows, such as tensorboard")
     checkpointing_steps: int = HfArg(default=100, help="steps from one checkpoint to the next")
@@ -91,12 +91,10 @@ class MCDiTrainingArguments:
         check_range("shots", self.shots)
         check_positive(self, "inner_steps", "max_train_steps", "validation_steps", "checkpointing_steps", "num_views")
         check_positive(self, "support_views", "train_batch_size", "queries_per_class", "num_inference_steps")
-        check_positive(self, "num_validation_episodes", "dim", "num_layers")
+        check_positive(self, "num_validation_episodes", "validation_queries", "dim", "num_layers", "num_conditions")
         if not self.strengths or not self.validation_tasks:
             raise ValueError("strengths or validation_tasks is empty: expected something to choose the checkpoint by.")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id.")
         if not self.tasks_per_step and not self.task_loss_weight:
             raise ValueError("tasks_per_step 0 leaves the task loss alone, but task_loss_weight is 0.")
-        if self.support_views > 1 and self.imprint_from != "mean":
-            raise ValueError("support_views above 1 needs imprint_from mean.")

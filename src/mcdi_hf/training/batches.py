@@ -1,79 +1,56 @@
-"""Training batches: local targets of a trajectory beside support sets drawn anew for every row."""
+"""Training batches: local targets of a trajectory beside support sets of its task."""
 
 import numpy as np
 import torch
-from datasets import Dataset
 
-from ..adapters.codec import AdapterCodec
-from ..adapters.head import class_means, imprint_head
+from ..adapters.condition import see_support
 from ..data.episodes import SupportBatch
 from ..data.tasks import draw_shots
-from ..trajectories.dataset import final_adapters, split_weights
 from .objective import TrainingBatch
+from .training_data import TrainingData
+
+
+CONDITIONS_AT_ONCE = 16
 
 
 class TrajectoryBatches:
     """Makes the batches of the inner loops. The optimiser of a task saw all its data; the condition shows a few shots.
 
-    `features` `(rows, feature_dim)` are what the head reads, under the mean adapter, of the data set that the
-    trajectories' `support` points into. `condition_noise` is the standard deviation of noise on the features that
-    the generator sees, in units of their own spread: a few dozen training classes are soon learnt by heart, and
-    noise on the input is Tikhonov's remedy (Bishop 1995).
+    For every trajectory `num_conditions` support sets are drawn, once, and seen by [`see_support`]: what a generator sees
+    takes a pass through the backbone and back, which the inner loops could not afford.
     """
 
     def __init__(
-        self,
-        trajectories: Dataset,
-        features: torch.Tensor,
-        codec: AdapterCodec,
-        shots: tuple[int, int],
-        batch_size: int,
-        condition_noise: float = 0.0,
+        self, data: TrainingData, shots: tuple[int, int], num_conditions: int, batch_size: int, seed: int
     ) -> None:
-        fewest = min(len(rows) for support in trajectories["support"][:] for rows in support)
+        classes, supports = data.trajectories["classes"][:], data.trajectories["support"][:]
+        fewest = min(len(rows) for support in supports for rows in support)
         if fewest < shots[1]:
             raise ValueError(f"A class of the trajectories has {fewest} examples, fewer than {shots[1]} shots.")
-        self.trajectories, self.features, self.codec = trajectories, features, codec
-        self.shots, self.batch_size = shots, batch_size
-        self.noise = condition_noise * (features - features.mean(dim=0)).square().mean().sqrt().item()
+        self.targets = data.codec.encode(data.targets.to(data.stacked.device))
+        self.batch_size = batch_size
+        self.conditions: list[SupportBatch] = []
+        for number, (names, support) in enumerate(zip(classes, supports)):
+            random = np.random.default_rng((seed, number, 5))
+            counts = [draw_shots(shots, random) for _ in range(num_conditions)]
+            rows = [[random.choice(own, count, replace=False).tolist() for own in support] for count in counts]
+            batch = SupportBatch.from_rows(rows, [tuple(names)] * num_conditions, device=data.stacked.device)
+            batch.examples = data.train
+            parts = [
+                batch[first : first + CONDITIONS_AT_ONCE] for first in range(0, num_conditions, CONDITIONS_AT_ONCE)
+            ]
+            seen = [see_support(data.stacked, data.codec, part) for part in parts]
+            batch.features = torch.cat([part.features for part in seen])
+            batch.gradients = torch.cat([part.gradients for part in seen])
+            self.conditions.append(batch)
+        self.filled = data.codec.filled
 
     def __len__(self) -> int:
-        return len(self.trajectories)
+        return len(self.targets)
 
     def draw(self, index: int, random: np.random.Generator) -> TrainingBatch:
-        """Draw support sets for one trajectory: `random` says how many shots each has, and which."""
-        row = self.trajectories[index]
-        ways = len(row["classes"])
-        support = SupportBatch.from_rows([self._support(row["support"], random) for _ in range(self.batch_size)])
-        support.features = self.features[support.rows]
-        local_targets = torch.from_numpy(np.asarray(row["weights"][1:]))  # the first row is the start
-        tensors = split_weights(local_targets, ways, self.codec.layout)
-        count = len(local_targets)
-        if self.codec.layout.head_keys:
-            # Every target meets every row's own imprinted head: (rows, targets) flattened, encoded, unflattened.
-            means = class_means(support.features, support.labels, ways)
-            head = imprint_head(means, self.codec.config.imprint_scale, support.class_mask)
-            repeated = {key: value.repeat(self.batch_size, *[1] * (value.ndim - 1)) for key, value in tensors.items()}
-            heads = tuple(values.repeat_interleave(count, dim=0) for values in head)
-            targets = self.codec.encode(repeated, heads).unflatten(0, (self.batch_size, count))
-        else:
-            targets = self.codec.encode(tensors).expand(self.batch_size, -1, -1, -1)
-        noise = torch.from_numpy(random.standard_normal(support.features.shape, dtype=np.float32))
-        support.features = support.features + self.noise * noise
-        return TrainingBatch(targets, self.codec.token_mask(support.class_mask), support)
-
-    def fit_head(self, random: np.random.Generator) -> None:
-        """Fit the codec's scales of the head, each task with a drawn support set. Without a head there is none."""
-        if not self.codec.layout.head_keys:
-            return
-        heads = []
-        for members in self.trajectories["support"][:]:
-            support = SupportBatch.from_rows([self._support(members, random)])
-            means = class_means(self.features[support.rows], support.labels, len(members))
-            heads.append(imprint_head(means, self.codec.config.imprint_scale))
-        self.codec.fit_head(final_adapters(self.trajectories, self.codec.layout), heads)
-
-    def _support(self, members: list, random: np.random.Generator) -> list[list[int]]:
-        """The rows of a few shots of every class."""
-        shots = draw_shots(self.shots, random)
-        return [random.choice(rows, size=shots, replace=False).tolist() for rows in members]
+        """Draw some of the support sets of one trajectory."""
+        conditions = self.conditions[index]
+        picked = torch.from_numpy(random.integers(len(conditions), size=self.batch_size))
+        targets = self.targets[index].expand(self.batch_size, -1, -1, -1)
+        return TrainingBatch(targets, self.filled, conditions[picked])

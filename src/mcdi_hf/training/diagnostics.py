@@ -10,9 +10,9 @@ from .objective import ConditionalDenoiser, TrainingBatch, local_consistency_los
 def diagnose(pipe: MCDiPipeline, batches: list[TrainingBatch], seed: int = 0) -> dict[str, float]:
     """Measure a generator on some draws of training tasks; the same draws and seed give comparable numbers.
 
-    `loss, segment I` is the local consistency loss of each segment. `norm, layer I` and `norm, head` are the norms
-    of the generated residual tokens over those of the true ones: 1 is right, 0 says that nothing is generated. `not
-    finite` is the share of generated numbers that are NaN or infinite.
+    `loss, segment I` is the local consistency loss of each segment. `norm, layer I` are the norms of the generated
+    tokens over those of the true ones: 1 is right, 0 says that nothing is generated. `not finite` is the share of
+    generated numbers that are NaN or infinite.
     """
     model = ConditionalDenoiser(pipe.task_encoder, pipe.denoiser)
     found, segments, true, made, broken = [], [], [], [], []
@@ -25,18 +25,16 @@ def diagnose(pipe: MCDiPipeline, batches: list[TrainingBatch], seed: int = 0) ->
         settings = {"strength": 1.0, "batch_size": len(batch.support), "output_type": "latent"}
         tokens = pipe(batch.support, generator=generator, **settings).adapters
         broken.append((~torch.isfinite(tokens)).float().mean())
-        true.append(_squares(batch.targets[:, -1] * batch.token_mask, layers))
-        made.append(_squares(tokens * batch.token_mask, layers))
+        true.append(_squares(batch.targets[:, -1], layers))
+        made.append(_squares(tokens * batch.filled, layers))
     found, segments = torch.cat(found), torch.cat(segments)
     result = {f"loss, segment {i}": found[segments == i].mean().item() for i in segments.unique().tolist()}
     ratios = (torch.stack(made).sum(dim=0) / torch.stack(true).sum(dim=0)).sqrt().tolist()
-    names = [*(f"layer {layer}" for layer in layers.unique().tolist()), "head"]
-    result |= {f"norm, {name}": ratio for name, ratio in zip(names, ratios)}
+    result |= {f"norm, layer {layer}": ratio for layer, ratio in zip(layers.unique().tolist(), ratios)}
     return result | {"not finite": torch.stack(broken).mean().item()}
 
 
 def _squares(tokens: torch.Tensor, layers: torch.Tensor) -> torch.Tensor:
-    """The sum of squares of each layer's tokens and, where there are any, of the head's: `(layers,)` or one more."""
+    """The sum of squares of each layer's tokens: `(layers,)`."""
     squares = tokens.square().sum(dim=(0, 2))
-    sums = [squares[: len(layers)][layers.to(squares.device) == layer].sum() for layer in layers.unique()]
-    return torch.stack([*sums, *([squares[len(layers) :].sum()] if len(squares) > len(layers) else [])])
+    return torch.stack([squares[layers.to(squares.device) == layer].sum() for layer in layers.unique()])

@@ -1,4 +1,4 @@
-"""The local consistency loss over weight tokens."""
+"""The local consistency loss over an adapter's tokens."""
 
 from dataclasses import dataclass
 
@@ -22,17 +22,16 @@ OBJECTIVES = {
 
 @dataclass
 class TrainingBatch:
-    """Draws from one task: the same local targets `(rows, targets, tokens, token_dim)`, each row with a support set
-    of its own, whose features it has. They are encoded as residuals to the row's own imprinted head, if they have
-    one; the token mask `(rows, tokens, token_dim)` says which numbers count.
+    """Draws from one task: the same local targets `(rows, targets, num_tokens, token_dim)`, each row with a support set
+    of its own, as [`see_support`] saw it. `filled` `(num_tokens, token_dim)` says which numbers count.
     """
 
     targets: torch.Tensor
-    token_mask: torch.Tensor
+    filled: torch.Tensor
     support: SupportBatch
 
     def to(self, device: torch.device) -> "TrainingBatch":
-        return TrainingBatch(self.targets.to(device), self.token_mask.to(device), self.support.to(device))
+        return TrainingBatch(self.targets.to(device), self.filled.to(device), self.support.to(device))
 
 
 class ConditionalDenoiser(nn.Module):
@@ -45,8 +44,8 @@ class ConditionalDenoiser(nn.Module):
 
     def forward(self, sample: torch.Tensor, timesteps: torch.Tensor, support: SupportBatch) -> torch.Tensor:
         """The denoiser's output for noised tokens `(rows, tokens, token_dim)` at timesteps `(rows,)`."""
-        task = self.task_encoder(support.features, support.labels, support.class_mask)
-        return self.denoiser(sample, timesteps, task.class_tokens, task.task_token, support.class_mask).sample
+        seen = self.task_encoder(support.features, support.gradients, support.labels, support.class_mask)
+        return self.denoiser(sample, timesteps, *seen.to_tuple(), support.class_mask).sample
 
 
 def local_consistency_loss(
@@ -78,8 +77,7 @@ def local_consistency_losses(
 
     For each row a segment, a timestep of it and noise are drawn; the scheduler noises the segment's target and says
     what the network must answer and with which weight (Guan et al., arXiv 2502.01117). Its `num_segments` are the
-    number of targets, or 1 to learn from the last one only. The LoRA matrices and the head count half each, however
-    many numbers they have; without a head the matrices are all there is.
+    number of targets, or 1 to learn from the last one only.
     """
     rows, count = batch.targets.shape[:2]
     segments = scheduler.config.num_segments
@@ -92,11 +90,5 @@ def local_consistency_losses(
     targets = batch.targets[torch.arange(rows, device=chosen.device), chosen - 1 + count - segments]
     sample = scheduler.add_noise(targets, noise, timesteps, chosen)
     error = model(sample, timesteps, batch.support).float() - scheduler.get_target(targets, noise, timesteps, chosen)
-    error = error.square() * batch.token_mask
-    sizes = [error.shape[1]]
-    if model.denoiser.config.head_width:
-        ways = batch.support.class_mask.shape[1]
-        sizes = [error.shape[1] - ways, ways]
-    parts = zip(error.split(sizes, dim=1), batch.token_mask.split(sizes, dim=1))
-    per_row = sum(part.sum(dim=(1, 2)) / mask.sum(dim=(1, 2)) for part, mask in parts)
-    return scheduler.get_loss_weight(timesteps, chosen) * per_row / len(sizes), chosen
+    per_row = (error.square() * batch.filled).sum(dim=(1, 2)) / batch.filled.sum()
+    return scheduler.get_loss_weight(timesteps, chosen) * per_row, chosen

@@ -4,6 +4,7 @@ import copy
 import json
 from enum import IntEnum
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, 
 
 from ..backbones.frozen import FrozenBackbone
 from ..data.augmentation import draw_views
+from ..data.kinds import CROSSED
 from ..data.sources import Source
 from ..models.denoiser import MCDiDenoiser
 from ..models.task_encoder import TaskEncoder
@@ -24,12 +26,13 @@ from ..trajectories.folder import TrajectoryFolder
 from ..utils.files import write_file
 from ..utils.run_folder import hold_folder, latest_checkpoint, save_checkpoint
 from .arguments import MCDiTrainingArguments
+from .batches import TrajectoryBatches
 from .diagnostics import diagnose
 from .objective import OBJECTIVES, ConditionalDenoiser, local_consistency_loss
 from .reptile import reptile_step
 from .task_loss import TaskLoss
 from .training_data import TrainingData
-from .validation import generated_accuracies
+from .validation import Condition, generated_accuracies
 
 
 LARGEST_NORM = 100  # times that of the true weights: nothing comes back from there
@@ -117,7 +120,7 @@ class MCDiTrainer:
         )
         if args.task_loss_weight and args.task_loss_tasks < self.accelerator.num_processes:
             raise ValueError(f"task_loss_tasks is {args.task_loss_tasks}: expected one for each process at least.")
-        self.data = TrainingData(args, str(place), sources, backbone, self.accelerator.device)
+        self.data = TrainingData(args, str(place), sources, backbone, self.accelerator)
         if args.validation_domains is None:
             self.accelerator.print(f"The checkpoint is chosen on all that no trajectory is of: {self.data.domains}")
         self.pipe = build_pipeline(args, self.data).to(self.accelerator.device)
@@ -136,9 +139,10 @@ class MCDiTrainer:
         self.ema = EMAModel(self.model.parameters(), decay=args.ema_decay)
         scheduler = copy.deepcopy(self.pipe.scheduler)
         scheduler.set_timesteps(args.num_inference_steps)
-        table, noise = self.data.train, self.data.batches.noise
-        seen = table.examples, table.features, args.imprint_from, noise
-        self.task_loss = TaskLoss(self.data.stacked, self.pipe.codec, scheduler, *seen)
+        self.task_loss = TaskLoss(self.data.stacked, self.pipe.codec, scheduler, self.data.train)
+        with self.accelerator.autocast():
+            batch = args.train_batch_size, args.seed
+            self.batches = TrajectoryBatches(self.data, tuple(args.shots), args.num_conditions, *batch)
         self.control = TrainerControl()
         self.state = TrainerState(
             max_steps=args.max_train_steps,
@@ -205,7 +209,7 @@ class MCDiTrainer:
 
     def outer_step(self) -> tuple[float, float]:
         """One REPTILE step on tasks that are the same on any number of processes: the weight loss and the task loss."""
-        args, step, batches = self.args, self.state.global_step, self.data.batches
+        args, step, batches = self.args, self.state.global_step, self.batches
         random = np.random.default_rng((Draw.TRAJECTORIES, args.seed, step))
         order = random.choice(len(batches), args.tasks_per_step)
 
@@ -231,31 +235,38 @@ class MCDiTrainer:
         return found
 
     def validate(self, strength: float) -> dict[str, float]:
-        """Mean accuracy on each kind of held-out tasks, generated without noise, and with another task's condition;
-        strength 0 is what is free, and sees no condition."""
-        scores, held_out = {}, self.data.held_out
+        """Mean accuracy on each kind of held-out tasks, generated without noise; the same with shuffled labels and with
+        another task's condition; and `label_reading`, what shuffled labels cost on crossed kinds, whose tasks differ in
+        nothing else. Strength 0 is the shared adapter, which sees no condition."""
+        scores = {}
         for kind, tasks in self.data.validation.items():
-            conditions = {kind: None} | ({f"{kind}, shuffled": [*tasks[1:], tasks[0]]} if strength else {})
-            for name, others in conditions.items():
-                own = held_out.examples, held_out.features, tasks, others
-                scores[name] = float(
-                    np.mean(generated_accuracies(self.pipe, *own, strength=strength, temperature=0.0))
-                )
+            for condition in get_args(Condition) if strength else ("own",):
+                name = kind if condition == "own" else f"{kind}, {condition}"
+                settings = {"strength": strength, "temperature": 0.0}
+                with self.accelerator.autocast():
+                    found = generated_accuracies(self.pipe, self.data.held_out, tasks, condition, **settings)
+                scores[name] = float(np.mean(found))
+        crossed = [kind for kind in self.data.validation if kind.startswith(CROSSED)]
+        if crossed and strength:
+            costs = [scores[kind] - scores[f"{kind}, shuffled labels"] for kind in crossed]
+            scores["label_reading"] = float(np.mean(costs))
         return scores
 
     def keep_if_best(self) -> None:
-        """Validate the averaged weights at every strength, and save them as a pipeline if they are the best so far."""
+        """Validate the averaged weights at every strength, and save them as a pipeline if they are the best so far: by the
+        mean accuracy of all kinds and half of what reading labels brings, see [`MCDiTrainer.validate`]."""
         args, state = self.args, self.state
         self.ema.store(self.model.parameters())
         self.ema.copy_to(self.model.parameters())
         self.model.eval()
-        random, batches = np.random.default_rng((Draw.DIAGNOSTICS, args.seed)), self.data.batches
+        random, batches = np.random.default_rng((Draw.DIAGNOSTICS, args.seed)), self.batches
         draws = [batches.draw(number, random).to(self.accelerator.device) for number in range(min(4, len(batches)))]
         diagnostics = diagnose(self.pipe, draws)
         found = {}
         for strength in args.strengths:
             scores = self.validate(strength)
-            found[strength] = float(np.mean([scores[kind] for kind in self.data.validation])), scores
+            accuracy = float(np.mean([scores[kind] for kind in self.data.validation]))
+            found[strength] = accuracy + scores.get("label_reading", 0.0) / 2, scores
             self._note({"strength": strength} | scores | diagnostics)
         best = max(found, key=lambda strength: found[strength][0])
         accuracy, scores = found[best]
@@ -290,24 +301,24 @@ class MCDiTrainer:
 
     def _own_task_loss(self, model: torch.nn.Module) -> torch.Tensor:
         """This process's share of the weighted task loss on tasks that no step before had."""
-        args, step, count, random = self.args, self.state.global_step, self.args.task_loss_tasks, np.random.default_rng
-        own = range(self.accelerator.process_index, count, self.accelerator.num_processes)
+        args, step, random = self.args, self.state.global_step, np.random.default_rng
+        drawn = self.data.sampler.stack(step, args.task_loss_tasks)
         tasks, generators = [], []
-        for number in own:
+        for number in range(self.accelerator.process_index, len(drawn), self.accelerator.num_processes):
             views, noise = (random((draw, args.seed, step, number)) for draw in (Draw.VIEWS, Draw.NOISE))
-            task = self.data.tasks[step * count + number]
-            tasks.append(draw_views(task, len(self.data.train.examples), args.num_views, views))
+            tasks.append(draw_views(drawn[number], len(self.data.train), args.num_views, views))
             generators.append(torch.Generator().manual_seed(int(noise.integers(2**62))))
         steps = int(random((Draw.SAMPLER_STEP, args.seed, step)).integers(args.num_inference_steps))
         rise = min(1.0, (step + 1) / max(1, args.task_loss_warmup_steps))
-        return args.task_loss_weight * rise * self.task_loss(model, tasks, steps, generators).sum() / count
+        return args.task_loss_weight * rise * self.task_loss(model, tasks, steps, generators).sum() / len(drawn)
 
 
 def build_pipeline(args: MCDiTrainingArguments, data: TrainingData) -> MCDiPipeline:
     """An untrained pipeline of the right sizes."""
     torch.manual_seed(args.seed)
     layout = data.codec.layout
-    task_encoder = TaskEncoder(feature_dim=layout.feature_dim, dim=args.dim)
+    feature_dim = layout.feature_dim + data.train.hidden_states.shape[-1]
+    task_encoder = TaskEncoder(feature_dim, layout.token_dim, args.dim)
     denoiser = MCDiDenoiser.from_layout(layout, cond_dim=args.dim, dim=args.dim, num_layers=args.num_layers)
     segments = {"num_segments": data.description["settings"]["num_targets"]} | OBJECTIVES[args.objective]
     kept = ("num_train_timesteps", "prediction_type", "loss_weighting")
@@ -317,7 +328,7 @@ def build_pipeline(args: MCDiTrainingArguments, data: TrainingData) -> MCDiPipel
         task_encoder,
         copy.deepcopy(data.codec),  # the batches are made on the CPU, wherever the pipeline is
         scheduler,
-        **{name: getattr(args, name) for name in ("num_inference_steps", "imprint_from", "support_views")},
+        **{name: getattr(args, name) for name in ("num_inference_steps", "support_views")},
         trained_ways=data.description["tasks"]["ways"],
         trained_shots=args.shots,
     )

@@ -10,61 +10,78 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from datasets import Dataset
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from ..adapters.codec import AdapterCodec
+from ..adapters.head import RidgeHead
 from ..adapters.stacked import StackedLora
 from ..backbones.frozen import FrozenBackbone
 from ..data.augmentation import augmented_views
+from ..data.crossed import identities
 from ..data.encoded import EncodedExamples
+from ..data.kinds import tasks_of_kind
 from ..data.sources import Source, domains_of, inputs_of, load_table, training_table
-from ..data.tasks import EpisodeSampler, LabelledRows, check_disjoint
+from ..data.stacks import StackSampler, stack_sampler
+from ..data.tasks import LabelledRows, Task, check_disjoint
 from ..utils.files import write_file
 from ..utils.run_folder import hold_folder
 from .arguments import TrajectoryArguments
-from .budget import blank_stack, bytes_per_task, stack_size_for
-from .collect import TrajectorySettings, collect_trajectories
+from .collect import TaskStack, collect_trajectories
 from .description import differences, package_versions
 from .folder import TrajectoryFolder
-from .shared import train_shared_adapter
+from .shared import SharedStart, train_shared_adapter
 
 
 class TrajectoryCollector:
     """Trains a shared start, optimises an adapter for each of many tasks of the `sources`, and writes the trajectory
     data set.
 
-    A run that was interrupted continues where it stopped, on any number of processes of one launch: each stack of
-    tasks is a file of its own.
+    A run that was interrupted continues where it stopped, on any number of processes of one launch: the shared start
+    has checkpoints, and each stack of tasks is a file of its own.
     """
 
     def __init__(self, args: TrajectoryArguments, sources: list[Source]) -> None:
         # No Accelerator, which would settle the precision of all that comes after it in this process.
-        self.args, self.state = args, PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+        self.args, self.state, self.sources = (
+            args,
+            PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")),
+            sources,
+        )
         where = {
             "sources": [asdict(source) for source in sources],
-            "splits": ["train", args.query_split] if args.query_split else ["train"],
+            "splits": ["train"],
             "train_domains": args.train_domains or self._other_domains(sources),
             "rotations": args.rotations,
+            "exclude_texts_of": args.exclude_texts_of,
         }
-        self.table, spans = training_table(where)
-        self.rows = LabelledRows(self.table, "label", "group", spans["train"], "domain")
+        self.table, _, self.removed = training_table(where)
+        self.rows = LabelledRows(self.table, "label", "group", None, "domain", args.min_rows)
         if args.held_out_domains:
             held_out = load_table(sources, ["train"], args.held_out_domains)[0]
             held_rows = LabelledRows(held_out, "label", "group", domain_column="domain")
             check_disjoint(training=self.rows, held_out=held_rows)
-        query = LabelledRows(self.table, "label", "group", spans[args.query_split]) if args.query_split else None
-        shots, queries = tuple(args.examples_per_class), args.queries_per_class
-        self.sampler = EpisodeSampler(self.rows, tuple(args.ways), shots, queries, args.seed + 1, query)
+        drawn = {
+            name: getattr(args, name)
+            for name in ("ways", "shots", "queries_per_class", "two_way_share", "crossed_share", "seed")
+        }
+        self.sampler = self._sampler(drawn)
         self.stacked, self.codec = _adapted_backbone(args, self.state.device)
-        shared = {"steps": args.shared_steps, "shots": args.shared_shots, "learning_rate": args.shared_learning_rate}
         self.description = {
             **where,
-            "tasks": {key: getattr(args, key) for key in ("ways", "examples_per_class", "queries_per_class", "seed")},
+            "tasks": drawn | {"min_rows": args.min_rows},
             "num_views": args.num_views,
-            "shared_start": shared,
+            "shared_start": {
+                "steps": args.shared_steps,
+                "tasks_per_step": args.tasks_per_step,
+                "learning_rate": args.shared_learning_rate,
+                "validation_domains": args.validation_domains,
+                "validation_tasks": args.validation_tasks,
+            },
+            "examples_per_class": args.examples_per_class,
             "lora_config": self.codec.config.lora_config,
             "base_model": self.codec.config.base_model,
             "versions": package_versions(),
@@ -80,27 +97,25 @@ class TrajectoryCollector:
         args, state = self.args, self.state
         self._check_space()
         with hold_folder(args.output_dir, state):
-            examples = self._encode()
-            start, imprint_scale = self._shared_start(examples)
-            settings = args.settings(imprint_scale)
-            stack_size, _ = self._stack_size(examples, settings)
-            description = {**self.description, "settings": asdict(settings), "stack_size": stack_size}
+            if self.removed and state.is_main_process:
+                tqdm.write(f"{self.removed} training rows are texts of {', '.join(args.exclude_texts_of)}: left out.")
+            examples = self._encode(self.table, args.num_views, "lower layers")
+            self.codec.set_shared_adapter(*self._shared_start(examples))
+            self.codec.to(state.device)
+            settings = args.settings()
+            description = {**self.description, "settings": asdict(settings), "stack_size": args.stack_size}
             with state.main_process_first():
-                place, layout = args.output_dir / "trajectories", self.codec.layout
-                folder = TrajectoryFolder.create(place, layout, args.ways[1], description)
+                folder = TrajectoryFolder.create(args.output_dir / "trajectories", self.codec, _as_json(description))
             state.wait_for_everyone()
             # The same stacks whatever was interrupted, and on however many processes.
             missing = sorted(set(range(args.num_tasks)) - folder.numbers)
-            stacks = [list(stack) for _, stack in groupby(missing, lambda number: number // stack_size)]
+            stacks = [list(stack) for _, stack in groupby(missing, lambda number: number // args.stack_size)]
             state.wait_for_everyone()  # every process has read what is there before one of them writes
-            features = None
-            if not self.stacked.backbone.is_causal_lm:  # verbalizers need none
-                features = self.stacked.features_of_all(start, examples)
             own = stacks[state.process_index :: state.num_processes]
             bar = self._bar("trajectories", sum(map(len, own)), "task")
             for numbers in own:
-                tasks = [self.sampler[number] for number in numbers]
-                folder.append(collect_trajectories(self.stacked, examples, start, features, tasks, numbers, settings))
+                tasks = [self._tasks(number // args.stack_size)[number % args.stack_size] for number in numbers]
+                folder.append(collect_trajectories(self.stacked, self.codec, examples, tasks, numbers, settings))
                 bar.update(len(numbers))
             bar.close()
             state.wait_for_everyone()
@@ -113,33 +128,38 @@ class TrajectoryCollector:
 
     def dry_run(self) -> dict[str, str]:
         """Say what a run would make and take: passes of one stack are timed, and nothing is trained or written."""
-        args, settings = self.args, self.args.settings(imprint_scale=10.0)
+        args, settings = self.args, self.args.settings()
         self._check_space()
-        examples = self._encode()
-        stack_size, per_task = self._stack_size(examples, settings)
-        tasks = [self.sampler[number] for number in range(min(stack_size, args.num_tasks))]
-        stack = blank_stack(self.stacked, examples, tasks)
-        trained = [value.requires_grad_() for value in stack.tensors.values()]
+        examples = self._encode(self.table, args.num_views, "lower layers")
+        tasks = self._tasks(0)
+        stack = TaskStack(self.stacked, self.codec, examples, tasks, settings)
         for attempt in range(3):  # the last one counts
-            batch = stack.draw(settings.batch_size, [np.random.default_rng(attempt)] * len(tasks))
+            batches = stack.draw(1, [np.random.default_rng(attempt)] * len(tasks))
             began = time.perf_counter()
-            stack.gradients(trained, *batch)
-            training = (time.perf_counter() - began) * settings.num_steps * (2 if settings.sam_rho else 1)
-        began = time.perf_counter()
-        stack.query_accuracies()
-        minutes = (training + time.perf_counter() - began) / len(tasks) * args.num_tasks / 60
+            stack.gradient(*batches)
+            training = (time.perf_counter() - began) * settings.num_steps
+        minutes = training / len(tasks) * args.num_tasks / 60
         layout, groups = self.codec.layout, self.rows.groups
         length = int(examples.lengths(torch.arange(len(examples))).max())
-        memory = f"{per_task * stack_size / 2**20:.0f} MiB of the budget of {args.memory_budget * 1024:.0f} MiB"
         held = examples.hidden_states.nbytes // 2**20
         return {
             "tasks": f"{args.num_tasks}, of {sum(map(len, groups.values()))} classes in {len(groups)} groups",
             "examples": f"{len(examples)} in {args.num_views} views, of at most {length} tokens, {held} MiB",
-            "weights": f"{layout.numel} LoRA weights in {len(layout.tokens)} tokens; a class has one token more",
-            "stacks": f"{stack_size} tasks each, {memory}",
+            "weights": f"{self.codec.filled.sum()} numbers in {self.codec.num_tokens} tokens, for {layout.numel} of LoRA",
             "data set": f"{self._data_bytes() / 1e6:.0f} MB",
             "estimated time": f"{minutes:.1f} min on one process, without the shared start",
         }
+
+    def _sampler(self, drawn: dict) -> StackSampler:
+        inputs = inputs_of(self.table) if drawn["crossed_share"] else None
+        return stack_sampler(self.rows, self.sources, drawn, inputs, drawn["seed"])
+
+    def _tasks(self, stack: int) -> list[Task]:
+        """The tasks of one stack of trajectories: of as many classes, each with most of the rows that it has."""
+        args = self.args
+        random = np.random.default_rng((args.seed, stack, 4))
+        ways = self.sampler.draw_ways(random)
+        return [self.sampler.sampler.draw(ways, args.examples_per_class, random) for _ in range(args.stack_size)]
 
     def _other_domains(self, sources: list[Source]) -> list[str]:
         known, held_out = domains_of(sources), self.args.held_out_domains
@@ -150,47 +170,61 @@ class TrajectoryCollector:
     def _bar(self, description: str, total: int, unit: str) -> tqdm:
         return tqdm(total=total, desc=description, unit=unit, disable=not self.state.is_main_process, smoothing=0)
 
-    def _encode(self) -> EncodedExamples:
-        """Run every example through the frozen lower layers, once for each view."""
+    def _encode(self, table: Dataset, num_views: int, name: str) -> EncodedExamples:
+        """Run every example of a table through the frozen lower layers, once for each view."""
         args = self.args
-        views = augmented_views(inputs_of(self.table), args.num_views, args.seed)
-        with self._bar("lower layers", len(views), "example") as bar:
-            return self.stacked.encode(views, num_views=args.num_views, on_batch=bar.update, cache_dir=args.cache_dir)
+        views = augmented_views(inputs_of(table), num_views, args.seed)
+        bf16 = args.mixed_precision == "bf16"
+        with (
+            self._bar(name, len(views), "example") as bar,
+            torch.autocast(self.state.device.type, torch.bfloat16, enabled=bf16),
+        ):
+            return self.stacked.encode(views, num_views=num_views, on_batch=bar.update, cache_dir=args.cache_dir)
 
-    def _stack_size(self, examples: EncodedExamples, settings: TrajectorySettings) -> tuple[int, int]:
-        """The number of tasks in a stack, and the bytes that each of them takes."""
-        tasks = [self.sampler[number] for number in range(min(self.args.num_tasks, 100))]
-        largest = max(tasks, key=lambda task: len(task.classes))
-        per_task = bytes_per_task(self.stacked, examples, largest, settings)
-        return min(self.args.max_stack_size, stack_size_for(int(self.args.memory_budget * 2**30), per_task)), per_task
-
-    def _shared_start(self, examples: EncodedExamples) -> tuple[dict[str, torch.Tensor], float]:
+    def _shared_start(self, examples: EncodedExamples) -> tuple[dict[str, torch.Tensor], RidgeHead]:
         """Train the shared start on the main process, or read the one that an earlier run left."""
         path = self.args.output_dir / "shared_adapter.safetensors"
-        made = json.dumps(self.description)
+        made = _as_json(self.description)
         with self.state.main_process_first():
             if not path.exists():
-                content = save(self._train_shared_start(examples), {"made": made})
+                tensors, head = self._train_shared_start(examples, made)
+                tensors = {key: value.cpu().contiguous() for key, value in tensors.items()}
+                content = save(tensors, {"made": json.dumps(made), "head": json.dumps(asdict(head))})
                 write_file(path, lambda file: file.write(content))
-            with safe_open(path, "pt", device=str(self.stacked.device)) as file:
-                there = json.loads(file.metadata()["made"])
+            with safe_open(path, "pt") as file:
+                there, head = (json.loads(file.metadata()[name]) for name in ("made", "head"))
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
-        if different := differences(there, json.loads(made)):
+        if different := differences(there, made):
             raise ValueError(f"{path} was made otherwise: {'; '.join(different)}. Choose another output_dir.")
-        return tensors, tensors.pop("imprint_scale").item()
+        return tensors, RidgeHead(**head)
 
-    def _train_shared_start(self, examples: EncodedExamples) -> dict[str, torch.Tensor]:
-        args, steps = self.args, self.args.shared_steps
-        sampler = EpisodeSampler(self.rows, tuple(args.ways), tuple(args.shared_shots), 5, args.seed)
-        with self._bar("shared start", steps, "step") as bar:
-            settings = {"seed": args.seed, "on_step": lambda *_: bar.update()}
-            made = train_shared_adapter(self.stacked, examples, sampler, steps, args.shared_learning_rate, **settings)
-        return {key: value.cpu() for key, value in made[0].items()} | {"imprint_scale": torch.tensor(made[1])}
+    def _train_shared_start(self, examples: EncodedExamples, made: dict) -> tuple[dict[str, torch.Tensor], RidgeHead]:
+        args = self.args
+        settings = args.shared_steps, args.tasks_per_step, args.shared_learning_rate, args.seed, args.mixed_precision
+        start = SharedStart(self.stacked, examples, self.sampler, *settings)
+        validation = None
+        if args.validation_domains:
+            table = load_table(self.sources, ["train"], args.validation_domains)[0]
+            rows = LabelledRows(table, "label", "group", domain_column="domain")
+            drawn = {"seed": args.seed + 1, "count": args.num_validation_episodes}
+            drawn["identities"] = identities(inputs_of(table)) if not self.stacked.backbone.reads_images else None
+            kinds = {kind: tasks_of_kind(kind, rows, queries=15, **drawn) for kind in args.validation_tasks}
+            validation = self._encode(table, 1, "validation"), kinds
+        with self._bar("shared start", args.shared_steps, "step") as bar:
+            place = args.output_dir / "shared_checkpoint.safetensors"
+
+            def on_step(loss: float) -> None:
+                bar.update(start.step - bar.n)
+                bar.set_postfix(loss=f"{loss:.3f}", **(start.curve[-1] if start.curve else {}))
+
+            made_of = train_shared_adapter(start, validation, args.validation_steps, place, made, on_step)
+        text = json.dumps(start.curve, indent=1)
+        write_file(args.output_dir / "shared_curve.json", lambda file: file.write(text.encode()))
+        return made_of
 
     def _data_bytes(self) -> int:
         """The size of the whole data set on disk."""
-        args = self.args
-        return 4 * self.codec.layout.width(args.ways[1]) * (args.num_targets + 1) * args.num_tasks
+        return 4 * self.codec.filled.numel() * (self.args.num_targets + 1) * self.args.num_tasks
 
     def _check_space(self) -> None:
         """Refuse a disk that is too small for the data set before anything is computed."""
@@ -201,6 +235,11 @@ class TrajectoryCollector:
         if free < needed:
             left = f"{existing} has {free / 1e6:.0f} MB left"
             raise OSError(f"{left}; the trajectories need {needed / 1e6:.0f} MB more. Choose another output_dir.")
+
+
+def _as_json(description: dict) -> dict:
+    """A description as it is read from its file: lists for tuples."""
+    return json.loads(json.dumps(description))
 
 
 def _adapted_backbone(args: TrajectoryArguments, device: torch.device) -> tuple[StackedLora, AdapterCodec]:
@@ -217,5 +256,5 @@ def _adapted_backbone(args: TrajectoryArguments, device: torch.device) -> tuple[
         layers_to_transform=args.layers,
         modules_to_save=[backbone.head_name] if backbone.reads_images else None,
     )
-    codec = AdapterCodec.from_backbone(backbone, lora_config, token_dim=args.token_dim)
+    codec = AdapterCodec.from_backbone(backbone, lora_config)
     return StackedLora(backbone, codec.layout), codec

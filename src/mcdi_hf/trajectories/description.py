@@ -3,6 +3,7 @@
 from importlib.metadata import version
 from pathlib import Path
 
+from ..adapters.codec import AdapterCodec
 from ..adapters.layout import AdapterLayout
 from ..utils.files import read_json
 
@@ -16,16 +17,29 @@ def read_record(path: Path) -> tuple[dict, AdapterLayout]:
     """Read a `trajectories.json`, and the layout in it.
 
     Raises:
-        `ValueError`: when the file is damaged, or has no layout or no `max_ways`.
+        `ValueError`: when the file is damaged, or has no layout.
     """
     record = read_json(path)
     try:
         layout = AdapterLayout.from_dict(record.get("layout"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if type(record.get("max_ways")) is not int or record["max_ways"] < 1:
-        raise ValueError(f"{path} has max_ways {record.get('max_ways')!r}: expected a whole number from 1 on.")
     return record, layout
+
+
+def read_codec(folder: Path, layout: AdapterLayout) -> AdapterCodec:
+    """Read the codec of trajectories, whose adapters must be of their layout.
+
+    Raises:
+        `ValueError`: when it is missing, damaged, or of another layout.
+    """
+    try:
+        codec = AdapterCodec.from_pretrained(folder, use_safetensors=True).eval()
+    except Exception as error:  # a foreign folder can go wrong in any way, and each of them is the folder's fault
+        raise ValueError(f"{folder} is no codec: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    if codec.layout.to_dict() != layout.to_dict():
+        raise ValueError(f"{folder} is of another layout than the trajectories beside it: get the whole folder again.")
+    return codec
 
 
 def differences(there: dict, here: dict) -> list[str]:

@@ -12,23 +12,24 @@ import pyarrow.parquet
 from datasets import Array2D, Dataset, Features, List, Value
 from huggingface_hub import CommitInfo, HfApi
 
+from ..adapters.codec import AdapterCodec
 from ..adapters.layout import AdapterLayout
-from ..utils.files import write_file
+from ..utils.files import write_file, write_folder
 from .dataset_card import trajectory_card
-from .description import differences, read_record
+from .description import differences, read_codec, read_record
 from .shards import check_shard
 
 
-RECORD, CARD = "trajectories.json", "README.md"
+RECORD, CARD, CODEC = "trajectories.json", "README.md", "codec"
 SHARD_NAME = re.compile(r"train-(\d{6})-(\d{6})\.parquet")
 
 
-def trajectory_features(layout: AdapterLayout, max_ways: int) -> Features:
-    """The columns of a trajectory data set, of at most `max_ways` classes a task.
+def trajectory_features(layout: AdapterLayout) -> Features:
+    """The columns of a trajectory data set.
 
-    `weights` is `(1 + k, P)`: the start, then the `k` local targets. Each is the LoRA matrices and then the head's
-    weight and bias, if there is one, flat in the layout's order, filled up with zeros behind the last class.
-    `support` lists, for each of `classes`, the rows of the source data set that the optimiser saw.
+    `weights` is `(1 + k, num_tokens * token_dim)`: the coefficients z at the start, which are 1, then at the `k` local
+    targets, flat; see [`AdapterCodec`]. `support` lists, for each of `classes`, the rows of the table of sources that the
+    optimiser saw. `accuracy` is that on other rows at the end, `start_accuracy` that of the shared adapter on them.
     """
     return Features(
         {
@@ -39,8 +40,9 @@ def trajectory_features(layout: AdapterLayout, max_ways: int) -> Features:
             "steps": List(Value("int64")),
             "losses": List(Value("float32")),
             "train_accuracy": Value("float32"),
+            "start_accuracy": Value("float32"),
             "accuracy": Value("float32"),
-            "weights": Array2D((None, layout.width(max_ways)), "float32"),
+            "weights": Array2D((None, len(layout.modules) * layout.token_dim), "float32"),
         }
     )
 
@@ -50,7 +52,8 @@ class TrajectoryFolder:
     shard by shard.
 
     Its files are those of a data set repository: the card `README.md`, `trajectories.json`, whose `record` tells
-    how the trajectories were made, with the adapters' `layout`, and shards `data/train-<first task>-<last
+    how the trajectories were made, with the adapters' `layout`, the folder `codec`, whose basis the weights are written
+    in, and shards `data/train-<first task>-<last
     task>.parquet` with the columns `features`. A file is written whole or not at all, so a collection that was
     stopped at any moment can be continued.
     """
@@ -60,11 +63,16 @@ class TrajectoryFolder:
         if not (folder / RECORD).is_file():
             raise ValueError(f"{folder} is no trajectory data set: it has no {RECORD}.")
         self.record, self.layout = read_record(folder / RECORD)
-        self.features = trajectory_features(self.layout, self.record["max_ways"])
+        self.features = trajectory_features(self.layout)
+
+    @property
+    def codec(self) -> AdapterCodec:
+        """The codec that the weights are written with."""
+        return read_codec(self.folder / CODEC, self.layout)
 
     @classmethod
-    def create(cls, folder: Path, layout: AdapterLayout, max_ways: int, description: dict) -> "TrajectoryFolder":
-        """Make an empty data set, or open one that was made in the same way to continue it.
+    def create(cls, folder: Path, codec: AdapterCodec, description: dict) -> "TrajectoryFolder":
+        """Make an empty data set of a codec's adapters, or open one that was made in the same way to continue it.
 
         `description` is all else that the trajectories depend on, as JSON has it: `lora_config`, `base_model`, the
         optimiser's settings, seeds, sources, versions. The number of tasks, which may grow, is no part of it. A
@@ -72,7 +80,7 @@ class TrajectoryFolder:
         an `OSError` that it cannot be written.
         """
         # dict(**...) refuses a description that has a `layout` of its own.
-        record = dict(**description, layout=layout.to_dict(), max_ways=max_ways)
+        record = dict(**description, layout=codec.layout.to_dict())
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         if (folder / RECORD).is_file():
             different = differences(read_record(folder / RECORD)[0], json.loads(text))
@@ -84,6 +92,7 @@ class TrajectoryFolder:
         elif (folder / CARD).exists() or (folder / "data").exists():
             raise ValueError(f"{folder} holds other files and no {RECORD}: choose another folder.")
         else:
+            write_folder(folder / CODEC, lambda beside: codec.save_pretrained(beside), last=codec.config_name)
             write_file(folder / RECORD, lambda file: file.write(text.encode()))
         made = cls(folder)
         if not (folder / CARD).exists():
@@ -125,7 +134,7 @@ class TrajectoryFolder:
         """Write one shard, whole or not at all.
 
         `rows` have successive task numbers and all the columns of [`trajectory_features`]; `weights` is a float32
-        `np.ndarray` of shape `(1 + k, P)` for the task's own number of classes, without padding. A `ValueError`
+        `np.ndarray` of shape `(1 + k, num_tokens * token_dim)`. A `ValueError`
         says that a task is there already, or that weights are not finite or do not fit the layout; an `OSError`
         that the shard cannot be written.
         """
@@ -135,19 +144,15 @@ class TrajectoryFolder:
         if there := sorted(self.numbers.intersection(numbers)):
             raise ValueError(f"{self.folder} holds the tasks {there} already.")
         for row in rows:
-            ways, weights = len(row["classes"]), row["weights"]
-            expected = (len(row["steps"]), self.layout.width(ways))
-            if not 1 <= ways <= self.record["max_ways"]:
-                raise ValueError(f"Task {row['task']} has {ways} classes; expected 1 to {self.record['max_ways']}.")
+            weights, expected = row["weights"], (len(row["steps"]), width)
             if weights.shape != expected or len(row["losses"]) != len(row["steps"]) - 1:
                 raise ValueError(
                     f"Task {row['task']} has weights of shape {weights.shape} and {len(row['losses'])} losses; its "
-                    f"{len(row['steps'])} steps and {ways} classes need {expected} and {len(row['steps']) - 1}."
+                    f"{len(row['steps'])} steps need {expected} and {len(row['steps']) - 1}."
                 )
             if not np.isfinite(weights).all():
                 raise ValueError(f"The weights of task {row['task']} are not finite: its optimiser diverged.")
         columns = {name: [row[name] for row in rows] for name in self.features}
-        columns["weights"] = [np.pad(values, ((0, 0), (0, width - values.shape[1]))) for values in columns["weights"]]
         table = Dataset.from_dict(columns, features=self.features).data.table
 
         def write(file: BinaryIO) -> None:
@@ -159,7 +164,7 @@ class TrajectoryFolder:
 
     def summary(self) -> dict:
         """What the folder holds, when it is whole: `tasks`, their number; `groups`, group -> number of tasks;
-        `accuracy` (held out) and `train_accuracy`, each mean and standard deviation over the tasks; `losses`, step
+        `accuracy` (held out), `start_accuracy` and `train_accuracy`, each mean and standard deviation over the tasks; `losses`, step
         -> mean; `megabytes` of the shards.
         """
         self.check_whole()
@@ -171,7 +176,7 @@ class TrajectoryFolder:
         for steps, values in zip(columns["steps"], columns["losses"]):
             for step, loss in zip(steps[1:], values):
                 losses.setdefault(step, []).append(loss)
-        accuracies = {name: columns[name] for name in ("accuracy", "train_accuracy")}
+        accuracies = {name: columns[name] for name in ("accuracy", "start_accuracy", "train_accuracy")}
         return {
             "tasks": len(columns["task"]),
             "groups": dict(sorted(Counter(columns["group"]).items())),

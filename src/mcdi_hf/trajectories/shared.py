@@ -1,18 +1,28 @@
-"""The shared start: one adapter that serves every training task, learnt with a head that needs no training."""
+"""The shared start: one adapter that serves every training task, learnt with a head in closed form."""
 
+import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
-import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
-from ..adapters.head import head_logits
+from ..adapters.head import RidgeHead
 from ..adapters.layout import AdapterLayout
 from ..adapters.stacked import StackedLora
-from ..data.augmentation import draw_views
 from ..data.encoded import EncodedExamples
-from ..data.episodes import SupportBatch, task_losses
-from ..data.tasks import EpisodeSampler, Task
+from ..data.episodes import SupportBatch, task_accuracies, task_losses
+from ..data.stacks import StackSampler
+from ..data.tasks import Task
+from ..utils.files import write_file
+
+
+WARMUP_STEPS, LAST_RATE = 50, 0.05  # a share of the learning rate
+WEIGHT_DECAY, MAX_GRAD_NORM = 0.01, 1.0
+SCALARS = ("log_scale", "log_ridge", "log_ridge_shots")
 
 
 def initial_adapter(layout: AdapterLayout, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -31,70 +41,202 @@ def initial_adapter(layout: AdapterLayout, seed: int = 0) -> dict[str, torch.Ten
     return tensors
 
 
-def episode_logits(
-    stacked: StackedLora, tensors: dict[str, torch.Tensor], scale: float, examples: EncodedExamples, task: Task
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Classify a task's query by a head that needs no training, support and query both seen through one adapter.
-
-    Returns:
-        Logits `(1, queries, classes)` and labels `(1, queries)`.
-    """
-    support, query = (SupportBatch.from_tasks([task], part, stacked.device) for part in ("support", "query"))
-    if stacked.backbone.is_causal_lm:
-        features = stacked.features(tensors, examples[query.rows[0]])
-    else:
-        features = stacked.features(tensors, examples[torch.cat([support.rows, query.rows], dim=1)[0]])
-        support.features, features = features.split([support.rows.shape[1], query.rows.shape[1]], dim=1)
-    return head_logits(features, *stacked.free_heads(support, scale)), query.labels
-
-
-def imprint_scale_for(
-    stacked: StackedLora, tensors: dict[str, torch.Tensor], examples: EncodedExamples, scale: float = 10.0
-) -> float:
-    """The sharpness of an imprinted head that features of any size need: `scale` over the mean squared distance of
-    the features from their mean, seen on some 500 examples. Sentence encoders make features of length 1, vision
-    transformers some of length 10, and a head's logits grow with its square.
-    """
+def feature_norm(stacked: StackedLora, examples: EncodedExamples) -> float:
+    """The mean norm of what the head reads of some 500 examples through the frozen backbone."""
     rows = torch.arange(0, len(examples), max(1, len(examples) // 500))
-    features = stacked.features_of_all(tensors, examples, rows)
-    return scale / (features - features.mean(dim=0)).square().sum(dim=1).mean().item()
+    start = {key: value.to(stacked.device) for key, value in initial_adapter(stacked.layout).items()}
+    return stacked.features_of_all(start, examples, rows).norm(dim=1).mean().item()
+
+
+def batches_of(
+    tasks: list[Task], examples: EncodedExamples, device: torch.device
+) -> tuple[SupportBatch, SupportBatch]:
+    """The support sets and the queries of some tasks, with the table that their rows point into."""
+    pair = [SupportBatch.from_tasks(tasks, part, device) for part in ("support", "query")]
+    for batch in pair:
+        batch.examples = examples
+    return pair[0], pair[1]
+
+
+@torch.no_grad()
+def shared_accuracies(
+    stacked: StackedLora,
+    tensors: dict[str, torch.Tensor],
+    head: RidgeHead,
+    examples: EncodedExamples,
+    tasks: list[Task],
+    tasks_at_once: int = 8,
+) -> list[float]:
+    """The share of each task's query that one adapter, key on disk -> `(1, *shape)`, classifies rightly."""
+    found = []
+    for first in range(0, len(tasks), tasks_at_once):
+        support, query = batches_of(tasks[first : first + tasks_at_once], examples, stacked.device)
+        found += task_accuracies(stacked.episode_logits(tensors, head, support, query), query.labels).tolist()
+    return found
+
+
+@dataclass
+class SharedStart:
+    """A shared adapter on its way: weights, the optimiser's moments, the best so far.
+
+    Adapter and head are trained on episodes together: AdamW takes a step a stack of tasks, on the mean over tasks of the
+    query's cross-entropy over log(classes), with a warm-up and a cosine.
+
+    Args:
+        stacked ([`StackedLora`]): The backbone and the layout.
+        examples ([`EncodedExamples`]): The table that tasks point into.
+        sampler ([`StackSampler`]): Draws the stacks.
+        num_steps, tasks_per_step, learning_rate, seed: How it is trained; `seed` is that of the initialisation.
+        mixed_precision (`str`, *optional*, defaults to `"no"`): `"bf16"` runs the upper layers in bfloat16.
+    """
+
+    stacked: StackedLora
+    examples: EncodedExamples
+    sampler: StackSampler
+    num_steps: int = 1000
+    tasks_per_step: int = 8
+    learning_rate: float = 1e-3
+    seed: int = 0
+    mixed_precision: str = "no"
+    step: int = field(default=0, init=False)
+    curve: list[dict] = field(default_factory=list, init=False)
+    best: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        device = self.stacked.device
+        start = initial_adapter(self.stacked.layout, self.seed)
+        self.tensors = {key: value.to(device).requires_grad_() for key, value in start.items()}
+        self.norm = 1.0 if self.stacked.backbone.is_causal_lm else feature_norm(self.stacked, self.examples)
+        defaults = asdict(RidgeHead())
+        self.scalars = {name: torch.tensor(defaults[name], device=device, requires_grad=True) for name in SCALARS}
+        groups = [
+            {"params": list(self.tensors.values()), "weight_decay": WEIGHT_DECAY},
+            {"params": list(self.scalars.values()), "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+
+    @property
+    def head(self) -> RidgeHead:
+        return RidgeHead(**self.scalars, feature_norm=self.norm)
+
+    def train_step(self) -> float:
+        """Take one step and return its loss."""
+        tasks = self.sampler.stack(self.step, self.tasks_per_step)
+        support, query = batches_of(tasks, self.examples, self.stacked.device)
+        with self.autocast():
+            logits = self.stacked.episode_logits(self.tensors, self.head, support, query)
+        loss = (task_losses(logits, query.labels) / support.class_mask.sum(dim=1).log()).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._learnt().values(), MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        return loss.item()
+
+    def validate(self, examples: EncodedExamples, kinds: dict[str, list[Task]]) -> float:
+        """Judge the adapter on tasks of every kind, note the mean accuracies, and keep the adapter if it is the best."""
+        with self.autocast():
+            place = self.stacked, self.tensors, self.head, examples
+            scores = {kind: shared_accuracies(*place, tasks) for kind, tasks in kinds.items()}
+        found = {kind: round(sum(own) / len(own), 4) for kind, own in scores.items()}
+        mean = sum(found.values()) / len(found)
+        if not self.best or mean > max(point["mean"] for point in self.curve):
+            self.best = {name: value.detach().clone() for name, value in self._learnt().items()}
+        self.curve.append({"step": self.step, "mean": round(mean, 4), **found})
+        return mean
+
+    def result(self) -> tuple[dict[str, torch.Tensor], RidgeHead]:
+        """The best adapter, key -> `(1, *shape)`, and its head; the last one if it was never validated."""
+        kept = self.best or {name: value.detach() for name, value in self._learnt().items()}
+        scalars = {name: kept[name].item() for name in SCALARS}
+        return {key: kept[key] for key in self.tensors}, RidgeHead(**scalars, feature_norm=self.norm)
+
+    def save(self, path: Path, made: dict) -> None:
+        """Write all that training goes on from, and what it was made with, whole or not at all."""
+        state = {f"now.{name}": value.detach() for name, value in self._learnt().items()}
+        state |= {f"best.{name}": value for name, value in self.best.items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            state |= {f"moment.{number}.{name}": value for name, value in moments.items()}
+        told = {"step": self.step, "curve": self.curve, "norm": self.norm, "made": made}
+        content = save({name: value.contiguous() for name, value in state.items()}, {"state": json.dumps(told)})
+        write_file(path, lambda file: file.write(content))
+
+    def load(self, path: Path) -> dict:
+        """Go on from what [`SharedStart.save`] wrote; returned is what it was made with."""
+        with safe_open(path, "pt", device=str(self.stacked.device)) as file:
+            told = json.loads(file.metadata()["state"])
+            state = {name: file.get_tensor(name) for name in file.keys()}
+        with torch.no_grad():
+            for name, value in self._learnt().items():
+                value.copy_(state[f"now.{name}"])
+        self.best = {name.removeprefix("best."): value for name, value in state.items() if name.startswith("best.")}
+        moments: dict[int, dict] = {}
+        for name, value in state.items():
+            if name.startswith("moment."):
+                _, number, kind = name.split(".")
+                moments.setdefault(int(number), {})[kind] = value
+        kept = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({"state": moments, "param_groups": kept["param_groups"]})
+        self.step, self.curve, self.norm = told["step"], told["curve"], told["norm"]
+        self.schedule.last_epoch = self.step
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.base_lrs):
+            group["lr"] = rate * self._rate(self.step)
+        return told["made"]
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.stacked.device.type, torch.bfloat16, enabled=self.mixed_precision == "bf16")
+
+    def _learnt(self) -> dict[str, torch.Tensor]:
+        return self.tensors if self.stacked.backbone.is_causal_lm else self.tensors | self.scalars
+
+    def _rate(self, step: int) -> float:
+        cosine = (1 + math.cos(math.pi * step / self.num_steps)) / 2
+        return min(1.0, (step + 1) / WARMUP_STEPS) * (LAST_RATE + (1 - LAST_RATE) * cosine)
 
 
 def train_shared_adapter(
-    stacked: StackedLora,
-    examples: EncodedExamples,
-    sampler: EpisodeSampler,
-    num_steps: int = 300,
-    learning_rate: float = 1e-3,
-    scale: float = 10.0,
-    seed: int = 0,
-    on_step: Callable[[int, float], None] | None = None,
-) -> tuple[dict[str, torch.Tensor], float]:
-    """Train one adapter on the episodes of many tasks, with the imprinted head (Snell et al. 2017) or a verbalizer.
+    start: SharedStart,
+    validation: tuple[EncodedExamples, dict[str, list[Task]]] | None = None,
+    validation_steps: int = 200,
+    checkpoint: Path | None = None,
+    made: dict | None = None,
+    on_step: Callable[[float], None] | None = None,
+) -> tuple[dict[str, torch.Tensor], RidgeHead]:
+    """Train a shared start to its end, from a checkpoint if there is one.
 
     Every trajectory starts here, so that all of them lie in one basis, and it is the baseline that a generator has to
-    beat: one adapter for everybody. Adam takes a step an episode of the `sampler`, any view of an example, with a
-    linear decay to zero. `scale` is the first sharpness of the head for features of variance 1; it is learnt along.
-    `seed` is that of the initialisation; `on_step` is called with the step and its loss.
+    beat: one adapter for everybody.
 
-    Returned are the adapter, key -> `(1, *shape)`, and the sharpness of its head (the first one with a verbalizer).
+    Args:
+        start ([`SharedStart`]): What is trained.
+        validation (`tuple`, *optional*): A table of held-out examples and, for each kind, tasks of it; the best adapter
+            on the mean of the kinds is returned.
+        validation_steps (`int`, *optional*, defaults to 200): Steps from one validation and checkpoint to the next.
+        checkpoint (`Path`, *optional*): The file to keep; an interrupted run goes on from it to the same result.
+        made (`dict`, *optional*): What the checkpoint must have been made with.
+        on_step (`Callable`, *optional*): Called with each step's loss.
+
+    Returns:
+        The adapter, key -> `(1, *shape)`, and its [`RidgeHead`].
+
+    Raises:
+        `ValueError`: when the checkpoint was made with something else, or the loss is not finite.
     """
-    start = initial_adapter(stacked.layout, seed)
-    tensors = {key: value.to(stacked.device).requires_grad_() for key, value in start.items()}
-    if not stacked.backbone.is_causal_lm:
-        scale = imprint_scale_for(stacked, tensors, examples, scale)
-    log_scale = torch.tensor(math.log(scale), device=stacked.device, requires_grad=True)
-    optimizer = torch.optim.Adam([*tensors.values(), log_scale], lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
-    random = np.random.default_rng(seed)
-    for step in range(num_steps):
-        task = draw_views(sampler[step], len(examples), examples.num_views, random)
-        logits, labels = episode_logits(stacked, tensors, log_scale.exp(), examples, task)
-        loss = task_losses(logits, labels).squeeze()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    if checkpoint is not None and checkpoint.exists() and start.load(checkpoint) != (made or {}):
+        raise ValueError(
+            f"{checkpoint} was made with other settings: choose another output_dir, or the same settings."
+        )
+    while start.step < start.num_steps:
+        loss = start.train_step()
+        if not math.isfinite(loss):
+            raise ValueError(f"The shared start diverged at step {start.step}: lower shared_learning_rate.")
         if on_step is not None:
-            on_step(step, loss.item())
-    return {key: value.detach() for key, value in tensors.items()}, log_scale.exp().item()
+            on_step(loss)
+        if start.step % validation_steps == 0 or start.step == start.num_steps:
+            if validation is not None:
+                start.validate(*validation)
+            if checkpoint is not None:
+                start.save(checkpoint, made or {})
+    return start.result()
