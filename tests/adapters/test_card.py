@@ -77,10 +77,9 @@ def test_the_support_is_on_the_card_only_if_asked_for(made: tuple, tmp_path: Pat
         found = re.findall(r"## Support set\n\n(`{5})json\n(.*?)\n\1\n", text, flags=re.DOTALL)
         assert len(found) == count and ("c b" in text) == bool(count)
     assert json.loads(found[0][1]) == odd
-    features = {"red": torch.ones(2, pipe.codec.layout.feature_dim), "blue": torch.zeros(1, 16)}
     with pytest.raises(ValueError, match="leave include_support out"):
-        generate(pipe, support=features).save_pretrained(tmp_path / "features", include_support=True)
-    assert not (tmp_path / "features").exists()
+        generate(pipe, support=pipe.encode_support(odd)).save_pretrained(tmp_path / "batch", include_support=True)
+    assert not (tmp_path / "batch").exists()
 
 
 def test_the_card_tells_what_was_chosen_and_what_was_refined(made: tuple) -> None:
@@ -91,8 +90,9 @@ def test_the_card_tells_what_was_chosen_and_what_was_refined(made: tuple) -> Non
     assert "No gradient step was taken." in text
     assert f"| option chosen | {chosen.details.chosen} |" in text and "| folds | 2 |" in text
     losses = chosen.details.support_losses
-    assert set(losses) == {"frozen backbone", "mean adapter", "candidate 1", "candidate 2", "mean of candidates"}
+    assert set(losses) == {"frozen backbone", "shared adapter", "candidate 1", "candidate 2", "mean of candidates"}
     assert all(f"{name} {loss:.4f}" in text for name, loss in losses.items())
+    assert all(f"{name} {share:.3f}" in text for name, share in chosen.details.support_accuracies.items())
     refined = pipe.refine(output, num_steps=2).adapters[0].card("me/refined").text
     assert "Then 2 gradient steps were taken." in refined and "| option chosen | - |" in refined
 

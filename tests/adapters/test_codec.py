@@ -1,143 +1,90 @@
-"""Tokens are adapters in another form."""
+"""Tokens are adapters in the basis of the shared one."""
 
 import pytest
 import torch
-from tiny import random_adapters, tiny_backbone, tiny_lora_config
+from tiny import in_peft, random_adapters, random_codec, tiny_backbone, tiny_lora_config
 
-from mcdi_hf import AdapterCodec
-
-
-def tiny_codec(token_dim: int = 20, **settings) -> AdapterCodec:
-    codec = AdapterCodec.from_backbone(tiny_backbone(), tiny_lora_config(**settings), token_dim=token_dim)
-    codec.mean.normal_().mul_(codec.filled)
-    codec.std.uniform_(0.5, 2)
-    codec.head_std.uniform_(0.5, 2)
-    return codec
+from mcdi_hf import AdapterCodec, StackedLora
+from mcdi_hf.adapters.head import RidgeHead
+from mcdi_hf.data.episodes import SupportBatch
 
 
-def random_head(count: int, ways: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randn(count, ways, 16), torch.randn(count, ways)
+SETTINGS = [{}, {"r": 4, "rank_pattern": {"value": 1}}, {"task_type": None}]
+TEXTS = ["a b c", "x y", "q", "m n o p", "z", "a a a"]
 
 
-@pytest.mark.parametrize("token_dim", [18, 20, 32, 100])
-@pytest.mark.parametrize("settings", [{}, {"r": 4, "rank_pattern": {"value": 1}}])
-def test_decode_is_the_inverse_of_encode(settings: dict, token_dim: int) -> None:
-    codec = tiny_codec(token_dim, **settings)
-    tensors, head = random_adapters(codec.layout, 5, ways=4), random_head(5, 4)
-    tokens = codec.encode(tensors, head)
-    assert tokens.shape == (5, codec.num_lora_tokens + 4, token_dim)
-    mask = codec.token_mask(torch.ones(5, 4, dtype=torch.bool))
-    gains = 5 * 4  # one a class, beside the adapter's own numbers
-    assert (tokens[~mask] == 0).all() and mask.sum() == gains + sum(value.numel() for value in tensors.values())
-    torch.testing.assert_close(codec.decode(tokens, head), tensors, rtol=1e-4, atol=1e-5)
+def tiny_codec(**settings) -> AdapterCodec:
+    return random_codec(tiny_backbone(), tiny_lora_config(**settings))
 
 
-def test_a_head_that_is_some_times_the_free_one_is_a_gain_alone() -> None:
-    codec, head = tiny_codec(), random_head(2, 3)
-    gains = torch.tensor([[0.0, 0.5, 1.0], [2.0, -1.0, 1.0]])
-    tensors = codec.mean_adapter(2)
-    tensors |= dict(zip(codec.layout.head_keys, (head[0] * gains.unsqueeze(-1), head[1] * gains)))
-    tokens = codec.encode(tensors, head)
-    expected = torch.zeros_like(tokens)
-    expected[:, codec.num_lora_tokens :, codec.layout.feature_dim + 1] = (gains - 1) / codec.head_std[2]
-    torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-5)
+def random_tokens(codec: AdapterCodec, count: int = 3) -> torch.Tensor:
+    return torch.randn(count, *codec.filled.shape, generator=torch.Generator().manual_seed(0)) * codec.filled
 
 
-def test_zero_tokens_are_exactly_what_is_free() -> None:
-    codec, head = tiny_codec(), random_head(2, 3)
-    tensors = codec.decode(torch.zeros(2, codec.num_lora_tokens + 3, 20), head)
-    assert all(tensors[key].equal(free) for key, free in zip(codec.layout.head_keys, head))
-    mean = codec.mean_adapter(2)
-    assert mean.keys() == codec.layout.lora_shapes.keys() and all(tensors[key].equal(mean[key]) for key in mean)
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_reading_is_the_inverse_of_writing(settings: dict) -> None:
+    codec = tiny_codec(**settings)
+    tokens = random_tokens(codec)
+    assert tokens.shape == (3, codec.num_tokens, codec.layout.token_dim)
+    tensors = codec.matrices(codec.coefficients(tokens))
+    assert {key: tuple(value.shape[1:]) for key, value in tensors.items()} == codec.layout.lora_shapes
+    torch.testing.assert_close(codec.encode(codec.read(tensors)), tokens, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("token_dim", [8, 20])
-def test_without_a_head_there_are_lora_tokens_alone(token_dim: int) -> None:
-    codec = tiny_codec(token_dim, task_type=None)
-    tensors = random_adapters(codec.layout, 5)
-    tokens = codec.encode(tensors)
-    assert tokens.shape == (5, codec.num_lora_tokens, token_dim) and codec.num_tokens(3) == codec.num_lora_tokens
-    mask = codec.token_mask(torch.ones(5, 4, dtype=torch.bool))
-    assert mask.shape == tokens.shape and mask.sum() == sum(value.numel() for value in tensors.values())
-    assert (tokens[~mask] == 0).all()
-    torch.testing.assert_close(codec.decode(tokens), tensors, rtol=1e-5, atol=1e-6)
-    zero = codec.decode(torch.zeros_like(tokens))
-    mean = codec.mean_adapter(5)
-    assert zero.keys() == mean.keys() and all(zero[key].equal(mean[key]) for key in mean)
-    codec.fit_matrices([{key: value[index : index + 1] for key, value in tensors.items()} for index in range(5)])
-    codec.fit_head([tensors], [])
-    tokens = codec.encode(tensors)
-    torch.testing.assert_close(tokens.mean(dim=0), torch.zeros_like(tokens[0]), rtol=0, atol=1e-5)
-    assert tokens[mask].square().mean().item() == pytest.approx(1, abs=1e-4)
-
-
-def test_a_head_is_given_where_there_is_one_and_nowhere_else() -> None:
-    headed, headless = tiny_codec(), tiny_codec(task_type=None)
-    for codec, head, message in (
-        (headed, None, "head of the adapters is 'classifier'"),
-        (headless, random_head(2, 3), "no free head"),
-    ):
-        tokens = torch.zeros(2, codec.num_tokens(3), 20)
-        with pytest.raises(ValueError, match=message):
-            codec.encode(random_adapters(codec.layout, 2), head)
-        with pytest.raises(ValueError, match=message):
-            codec.decode(tokens, head)
-    with pytest.raises(ValueError, match=f"expected {headless.num_lora_tokens}, of which 0"):
-        headless.decode(torch.zeros(2, headless.num_lora_tokens + 3, 20))
-
-
-def test_permuting_the_classes_permutes_the_head_tokens_and_nothing_else() -> None:
+def test_zero_tokens_are_the_shared_adapter_and_zero_coefficients_the_frozen_backbone() -> None:
     codec = tiny_codec()
-    tensors, head = random_adapters(codec.layout, 2, ways=4), random_head(2, 4)
-    order = torch.tensor([2, 0, 3, 1])
-    tokens = codec.encode(tensors, head)
-    permuted = tensors | {key: tensors[key][:, order] for key in codec.layout.head_keys}
-    found = codec.encode(permuted, tuple(values[:, order] for values in head))
-    lora = codec.num_lora_tokens
-    assert found[:, :lora].equal(tokens[:, :lora]) and found[:, lora:].equal(tokens[:, lora:][:, order])
+    shared = codec.matrices(codec.coefficients(torch.zeros(2, *codec.filled.shape)))
+    assert all(value.equal(codec.shared_adapter(2)[key]) for key, value in shared.items())
+    stacked = StackedLora(tiny_backbone(), codec.layout)
+    examples, rows = stacked.encode(TEXTS), torch.arange(len(TEXTS))
+    silent = {key: torch.zeros(1, *shape) for key, shape in codec.layout.lora_shapes.items()}
+    found = stacked.features_of_all(codec.frozen_adapter(), examples, rows)
+    assert found.equal(stacked.features_of_all(silent, examples, rows))
 
 
-def test_a_wrong_adapter_is_refused_by_the_name_of_its_tensor() -> None:
-    codec, head = tiny_codec(), random_head(1, 3)
-    tensors = random_adapters(codec.layout, 1)
-    key = next(iter(tensors))
-    for wrong in ({**tensors, key: torch.zeros(1, 3, 16)}, {k: v for k, v in tensors.items() if k != key}):
-        with pytest.raises(ValueError, match=key.replace(".", r"\.")):
-            codec.encode(wrong, head)
-    with pytest.raises(ValueError, match="unexpected.*surplus"):
-        codec.encode({**tensors, "surplus": torch.zeros(1)}, head)
+def test_a_decoded_adapter_is_the_same_in_peft() -> None:
+    codec, backbone = tiny_codec(), tiny_backbone()
+    stacked = StackedLora(backbone, codec.layout)
+    support = SupportBatch.from_rows([((0, 1), (2, 3)), ((4, 5), (0, 2))], [("a", "b")] * 2)
+    support.examples = stacked.encode(TEXTS)
+    tensors = codec.decode(random_tokens(codec, 2), support, stacked)
+    logits = stacked.logits(tensors, support)
+    for index, rows in enumerate(support.rows.tolist()):
+        model = in_peft(backbone, tiny_lora_config(), tensors, index)
+        expected = model(**backbone.inputs([TEXTS[row] for row in rows])).logits
+        torch.testing.assert_close(logits[index], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_fitted_statistics_give_residuals_of_unit_size() -> None:
+def test_an_adapter_of_another_basis_is_refused_by_the_name_of_its_module() -> None:
     codec = tiny_codec()
-    sizes = torch.linspace(0.1, 3, len(codec.layout.lora_shapes))
-    adapters, heads = [], []
-    for index in range(12):
-        tensors = random_adapters(codec.layout, 1, ways=2 + index % 3, seed=index)
-        for key, size in zip(codec.layout.lora_shapes, sizes):
-            tensors[key] = 5 + size * tensors[key]
-        adapters.append(tensors)
-        heads.append(random_head(1, 2 + index % 3))
-    codec.fit_matrices(adapters)
-    codec.fit_head(adapters, heads)
-    tokens = [codec.encode(tensors, head) for tensors, head in zip(adapters, heads)]
-    lora = torch.cat([one[:, : codec.num_lora_tokens] for one in tokens])
-    torch.testing.assert_close(lora.mean(dim=0), torch.zeros_like(lora[0]), rtol=0, atol=1e-4)
-    for tensor in range(len(sizes)):  # two tokens a tensor, 32 numbers
-        power = lora[:, 2 * tensor : 2 * tensor + 2].square().sum() / (12 * 32)
-        assert power.item() == pytest.approx(1, abs=1e-4)
-    rows = torch.cat([one[0, codec.num_lora_tokens :] for one in tokens])
-    assert rows[:, :16].square().mean().item() == pytest.approx(1, abs=1e-4)
-    assert rows[:, 16].square().mean().item() == pytest.approx(1, abs=1e-4)
+    with pytest.raises(ValueError, match=codec.layout.modules[0].name.replace(".", r"\.")):
+        codec.read(random_adapters(codec.layout, 1))
 
 
-def test_statistics_survive_saving_and_stay_float32(tmp_path) -> None:
+def test_a_shared_adapter_of_another_layout_is_refused() -> None:
+    codec = tiny_codec()
+    with pytest.raises(ValueError, match="not the LoRA matrices of the layout"):
+        codec.set_shared_adapter(tiny_codec(r=3).shared_adapter(), RidgeHead())
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_fitted_scales_give_tokens_of_unit_size(settings: dict) -> None:
+    codec = tiny_codec(**settings)
+    sizes = torch.linspace(0.1, 3, codec.num_tokens).unsqueeze(-1)
+    coefficients = 1 + sizes * torch.randn(12, *codec.filled.shape)
+    codec.fit_scales(coefficients)
+    power = codec.encode(coefficients).square().sum(dim=(0, 2)) / 12 / codec.filled.sum(dim=1)
+    torch.testing.assert_close(power, torch.ones(codec.num_tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_basis_head_and_scales_survive_saving_and_stay_float32(tmp_path) -> None:
     codec = tiny_codec()
     codec.save_pretrained(tmp_path)
     loaded = AdapterCodec.from_pretrained(tmp_path, dtype=torch.float16)
-    for name in ("mean", "std", "head_std"):
-        assert getattr(loaded, name).dtype == torch.float32 and getattr(loaded, name).equal(getattr(codec, name))
-    assert loaded.layout.to_dict() == codec.layout.to_dict()
+    assert loaded.state_dict().keys() == codec.state_dict().keys()
+    for name, value in loaded.state_dict().items():
+        assert value.dtype == torch.float32 and value.equal(codec.state_dict()[name])
+    assert loaded.layout.to_dict() == codec.layout.to_dict() and loaded.head == codec.head
 
 
 def test_another_backbone_is_refused_and_both_are_named() -> None:

@@ -212,7 +212,7 @@ def test_seeds_make_adapters_again(made: tuple) -> None:
         torch.testing.assert_close(other.tensors, one.tensors, rtol=0, atol=0)
     # From the state that the generator is in, or from given noise, no seed leads back.
     assert pipe(SUPPORT, generator=generator, **settings).adapters[0].details.seed is None
-    latents = torch.zeros(1, pipe.codec.num_tokens(len(SUPPORT)), pipe.codec.layout.token_dim)
+    latents = torch.zeros(1, *pipe.codec.filled.shape)
     assert pipe(SUPPORT, latents=latents, **settings).adapters[0].details.seed is None
 
 

@@ -26,16 +26,12 @@ def test_layout_is_that_of_peft(settings: dict) -> None:
     assert again.to_dict() == layout.to_dict() and again.tokens == layout.tokens
 
 
-def test_coordinates_and_parts_of_tokens() -> None:
-    layout = AdapterLayout.from_model(tiny_backbone().model, tiny_lora_config(), token_dim=20)
-    # two layers, two modules, A and B of 2 x 16 numbers each: 20 in the first token and 12 in the second
-    assert [(token.layer, token.module, token.matrix, token.part, token.width) for token in layout.tokens] == [
-        (layer, module, matrix, part, width)
-        for layer in (1, 2)
-        for module in (0, 1)
-        for matrix in (0, 1)
-        for part, width in ((0, 20), (1, 12))
+def test_a_module_has_one_token_as_wide_as_its_rank() -> None:
+    layout = AdapterLayout.from_model(tiny_backbone().model, tiny_lora_config(r=4, rank_pattern={"value": 1}))
+    assert [(token.layer, token.module, token.width) for token in layout.tokens] == [
+        (layer, module, width) for layer in (1, 2) for module, width in ((0, 4), (1, 1))
     ]
+    assert layout.token_dim == 4
 
 
 @pytest.mark.parametrize(
@@ -52,7 +48,7 @@ def test_what_a_layout_cannot_hold_is_refused(config: LoraConfig, message: str) 
 
 
 def test_an_adapter_without_a_head_has_lora_matrices_alone() -> None:
-    layout = AdapterLayout.from_model(tiny_backbone().model, tiny_lora_config(task_type=None), token_dim=8)
+    layout = AdapterLayout.from_model(tiny_backbone().model, tiny_lora_config(task_type=None))
     assert layout.head_keys == () and layout.keys == list(layout.lora_shapes)
     assert AdapterLayout.from_dict(layout.to_dict()).to_dict() == layout.to_dict()
     tensors = {key: torch.zeros(2, *shape) for key, shape in layout.shapes(5).items()}
@@ -66,11 +62,6 @@ def test_width_is_that_of_flat_weights() -> None:
         layout = AdapterLayout.from_model(tiny_backbone().model, tiny_lora_config(**settings))
         tensors = random_adapters(layout, 1, ways=5)
         assert layout.width(5) == sum(value.numel() for value in tensors.values())
-
-
-def test_token_dim_must_hold_a_class() -> None:
-    with pytest.raises(ValueError, match="at least 18"):
-        AdapterLayout.from_model(tiny_backbone().model, tiny_lora_config(), token_dim=17)
 
 
 def test_the_config_of_the_caller_stays_as_it_was() -> None:

@@ -16,7 +16,7 @@ from tiny import (
 )
 
 from mcdi_hf import AdapterLayout, FrozenBackbone, StackedLora
-from mcdi_hf.adapters.head import class_means, imprint_head
+from mcdi_hf.adapters.head import RidgeHead, head_logits
 from mcdi_hf.data.episodes import SupportBatch
 
 
@@ -63,30 +63,47 @@ def test_features_of_all_keeps_the_order_of_its_rows_and_ignores_padding() -> No
     torch.testing.assert_close(found, torch.cat(alone), rtol=1e-5, atol=1e-6)
 
 
-def test_free_heads_are_imprinted_from_features_or_through_adapters() -> None:
-    backbone = tiny_backbone()
+def test_heads_are_made_of_what_each_adapter_sees() -> None:
+    backbone, ridge = tiny_backbone(), RidgeHead(1.0, -1.0, 0.1, 3.0)
     stacked, batch = make(backbone)
     silent = {key: torch.zeros(3, *shape) for key, shape in stacked.layout.lora_shapes.items()}
     features = torch.stack([frozen_features(backbone, texts) for texts in TEXTS])
-    means = class_means(features, batch.labels, 3)
-    expected = imprint_head(means, 7.0, batch.class_mask)
-    assert_close(stacked.free_heads(replace(batch, features=features), 7.0), expected)
-    assert_close(stacked.free_heads(batch, 7.0, silent), expected)
-    assert not expected[0][2, 2].any() and not expected[1][2, 2]  # padding
+    expected = ridge(features, batch.labels, batch.class_mask)
+    assert_close(stacked.heads(batch, ridge, silent), expected)
     # of an adapter its own: no other task's head moves
     loud = random_adapters(stacked.layout, 3)
     tensors = {key: torch.cat([loud[key][:1], value[1:]]) for key, value in silent.items()}
-    weight, bias = stacked.free_heads(batch, 7.0, tensors)
+    weight, bias = stacked.heads(batch, ridge, tensors)
     assert not torch.allclose(weight[0], expected[0][0], atol=1e-3)
     assert_close((weight[1:], bias[1:]), (expected[0][1:], expected[1][1:]))
 
 
-def test_free_heads_of_a_language_model_are_verbalizers() -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_episodes_in_one_pass_are_heads_and_logits_in_two(count: int) -> None:
+    ridge = RidgeHead(1.0, -1.0, 0.1, 3.0)
+    stacked, support = make(tiny_backbone())
+    query = replace(SupportBatch.from_rows([((5,), (6,), (9,)), ((1,), (2,), (3, 4)), ((0,), (7,))]))
+    query.examples = support.examples
+    tensors = {key: value for key, value in random_adapters(stacked.layout, count).items() if "lora" in key}
+    logits = stacked.episode_logits(tensors, ridge, support, query)
+    each = {key: value.expand(3, -1, -1) for key, value in tensors.items()}
+    heads = dict(zip(stacked.layout.head_keys, stacked.heads(support, ridge, each)))
+    expected = stacked.logits(each | heads, replace(query, class_mask=support.class_mask))
+    known = (query.labels >= 0).unsqueeze(-1).expand_as(logits)
+    torch.testing.assert_close(logits[known], expected[known], rtol=1e-4, atol=1e-4)
+
+
+def test_heads_of_a_language_model_are_verbalizers() -> None:
     pipe, backbone = tiny_language_pipeline()
     batch = SupportBatch.from_rows(ROWS, CLASSES, ways=5)
-    weight, bias = pipe.stacked.free_heads(batch)
+    weight, bias = pipe.stacked.verbalizers(batch)
     assert weight.shape == (3, 5, 16) and bias.shape == (3, 5)
     for task, classes in enumerate(CLASSES):
         expected, _ = backbone.verbalizer(classes)
         assert weight[task, : len(classes)].equal(expected)
         assert not weight[task, len(classes) :].any() and not bias[task].any()
+    examples = pipe.stacked.encode([text for texts in TEXTS for text in texts])
+    batch = replace(SupportBatch.from_rows(ROWS, CLASSES), examples=examples)
+    logits = pipe.stacked.episode_logits(pipe.codec.shared_adapter(3), RidgeHead(), batch, batch)
+    features = pipe.stacked.features(pipe.codec.shared_adapter(3), batch.inputs())
+    assert_close(logits, head_logits(features, *pipe.stacked.verbalizers(batch), batch.class_mask))

@@ -8,20 +8,23 @@ import torch
 from mcdi_hf import TaskEncoder
 
 
-FEATURE_DIM, DIM = 7, 10
+FEATURE_DIM, TOKEN_DIM, NUM_TOKENS, DIM = 7, 3, 5, 10
 LABELS = torch.tensor([[0, 0, 0, 1, 2, 2], [0, 1, 1, 1, 2, 2]])
 
 
 @pytest.fixture
 def encoder() -> TaskEncoder:
     torch.manual_seed(0)
-    return TaskEncoder(FEATURE_DIM, DIM).eval()
+    return TaskEncoder(FEATURE_DIM, TOKEN_DIM, DIM, num_directions=6).eval()
 
 
 @pytest.fixture
 def inputs() -> dict[str, torch.Tensor]:
-    features = torch.randn(2, 6, FEATURE_DIM, generator=torch.Generator().manual_seed(1))
-    return {"features": features, "labels": LABELS, "class_mask": torch.ones(2, 3, dtype=torch.bool)}
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(2, 6, FEATURE_DIM, generator=generator)
+    gradients = torch.randn(2, NUM_TOKENS, TOKEN_DIM, generator=generator)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    return {"features": features, "gradients": gradients, "labels": LABELS, "class_mask": mask}
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -49,6 +52,7 @@ def test_permuted_classes_permute_their_tokens_alone(encoder: TaskEncoder, input
 @torch.no_grad()
 def test_padding_changes_nothing(encoder: TaskEncoder, inputs: dict[str, torch.Tensor]) -> None:
     padded = {
+        "gradients": inputs["gradients"],
         "features": torch.nn.functional.pad(inputs["features"], (0, 0, 0, 2), value=9.0),
         "labels": torch.nn.functional.pad(LABELS, (0, 2), value=-1),
         "class_mask": torch.nn.functional.pad(inputs["class_mask"], (0, 2), value=False),
@@ -60,23 +64,46 @@ def test_padding_changes_nothing(encoder: TaskEncoder, inputs: dict[str, torch.T
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("change", ["moved example", "more shots"])
+@pytest.mark.parametrize("change", ["moved example", "more shots", "other labels"])
 def test_content_matters(encoder: TaskEncoder, inputs: dict[str, torch.Tensor], change: str) -> None:
     if change == "moved example":
         features = inputs["features"].clone()
         features[:, 0, 0] += 1
         changed = {**inputs, "features": features}
-    else:  # every example twice: the means stay
+    elif change == "more shots":  # every example twice: the means stay
         changed = {**inputs, "features": inputs["features"].repeat(1, 2, 1), "labels": LABELS.repeat(1, 2)}
+    else:
+        changed = {**inputs, "labels": LABELS[:, [0, 3, 4, 1, 2, 5]]}
     plain, other = encoder(**inputs), encoder(**changed)
-    assert (other.class_tokens[:, 0] - plain.class_tokens[:, 0]).abs().amax() > 1e-3
     assert (other.task_token - plain.task_token).abs().amax() > 1e-3
+    assert other.weight_tokens.equal(plain.weight_tokens)
+
+
+@torch.no_grad()
+def test_a_weight_token_hears_its_own_gradient_and_the_size_of_all(
+    encoder: TaskEncoder, inputs: dict[str, torch.Tensor]
+) -> None:
+    plain = encoder(**inputs).weight_tokens
+    assert plain.shape == (2, NUM_TOKENS, DIM)
+    louder = encoder(**{**inputs, "gradients": 10 * inputs["gradients"]}).weight_tokens
+    assert (louder - plain).abs().amax() > 1e-3
+    flipped = encoder(**{**inputs, "gradients": inputs["gradients"].roll(1, dims=1)}).weight_tokens
+    assert_close(flipped, plain.roll(1, dims=1))
+    silent = encoder(**{**inputs, "gradients": torch.zeros_like(inputs["gradients"])}).weight_tokens
+    assert silent.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_direction_without_variance_drowns_no_other(encoder: TaskEncoder, inputs: dict[str, torch.Tensor]) -> None:
+    same = {**inputs, "features": inputs["features"][:, :1].expand(-1, 6, -1)}
+    assert encoder(**same).task_token.abs().amax() < 100
 
 
 @torch.no_grad()
 def test_saved_and_loaded(encoder: TaskEncoder, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
     encoder.save_pretrained(tmp_path)
     loaded = TaskEncoder.from_pretrained(tmp_path)
-    class_tokens, task_token = encoder(**inputs, return_dict=False)
-    assert loaded(**inputs).class_tokens.equal(class_tokens)
-    assert loaded(**inputs).task_token.equal(task_token)
+    class_tokens, task_token, weight_tokens = encoder(**inputs, return_dict=False)
+    found = loaded(**inputs)
+    assert found.class_tokens.equal(class_tokens) and found.task_token.equal(task_token)
+    assert found.weight_tokens.equal(weight_tokens)

@@ -37,29 +37,31 @@ def test_an_adapter_has_the_tensors_of_its_layout(made: Made) -> None:
     flat = pipe(support, num_inference_steps=3, output_type="pt").adapters
     assert flat.shape == (1, layout.width(len(support)))
     latent = pipe([support, dict(list(support.items())[:2])], num_inference_steps=3, output_type="latent").adapters
-    heads = 0 if backbone.is_causal_lm else len(support)
-    assert latent.shape == (2, pipe.codec.num_lora_tokens + heads, layout.token_dim)
+    assert latent.shape == (2, pipe.codec.num_tokens, layout.token_dim)
 
 
 @both_kinds
-def test_strength_zero_is_the_mean_adapter(made: Made) -> None:
+def test_strength_zero_is_the_shared_adapter(made: Made) -> None:
     pipe, _, support = made
-    mean = pipe.codec.mean_adapter()
+    shared = pipe.codec.shared_adapter()
     free = pipe(support, strength=0.0, num_inference_steps=2).adapters[0]
-    assert all(free.tensors[key].equal(value[0]) for key, value in mean.items())
+    assert all(free.tensors[key].equal(value[0]) for key, value in shared.items())
     generated = pipe(support, num_inference_steps=2, generator=seeded()).adapters[0]
-    assert not any(torch.allclose(generated.tensors[key], value[0]) for key, value in mean.items())
+    same = [key for key, value in shared.items() if torch.allclose(generated.tensors[key], value[0])]
+    assert same == [key for key in shared if "lora_B" in key]
 
 
 def test_the_verbalizer_is_the_head_of_a_language_model(llama: MCDiPipeline) -> None:
     batch = llama.encode_support([TEXTS, {"q": ["a"], "p": ["b"]}])
-    weights, biases = llama.stacked.free_heads(batch)
+    weights, biases = llama.stacked.verbalizers(batch)
     head, ids = llama.backbone.model.lm_head.weight, llama.backbone.processor.convert_tokens_to_ids
     assert weights[0].equal(head[ids(list(TEXTS))]) and weights[1, :2].equal(head[ids(["q", "p"])])
     assert not weights[1, 2].any() and not biases.any()
     examples = [text for group in TEXTS.values() for text in group]
     expected = logits_in_peft(llama.backbone, llama(TEXTS, strength=0.0).adapters[0], examples)
-    assert_close(batch.features[0] @ weights[0].T, expected)
+    width = llama.codec.layout.feature_dim
+    features = batch.features[0, :, :width] * llama.codec.head.feature_norm
+    assert_close(features @ weights[0].T, expected)
 
 
 @both_kinds
@@ -98,18 +100,13 @@ def test_a_batch_is_its_tasks_one_by_one(made: Made) -> None:
 
 
 @both_kinds
-def test_features_and_encoded_examples_in_place_of_examples(made: Made) -> None:
+def test_encoded_examples_in_place_of_examples(made: Made) -> None:
     pipe, backbone, support = made
     batch = pipe.encode_support(support)
-    counts = [len(group) for group in support.values()]
-    assert batch.features.shape == (1, sum(counts), backbone.feature_dim)
-    features = dict(zip(support, batch.features[0].split(counts)))
-    expected, *others = (
-        pipe(one, num_inference_steps=3, generator=seeded()).adapters[0] for one in (support, features, batch)
-    )
-    for one in others:
-        assert one.labels == expected.labels
-        assert_close(one.tensors, expected.tensors)
+    assert batch.features.shape == (1, sum(len(group) for group in support.values()), backbone.feature_dim + 16)
+    expected, found = (pipe(one, num_inference_steps=3, generator=seeded()).adapters[0] for one in (support, batch))
+    assert found.labels == expected.labels
+    assert_close(found.tensors, expected.tensors)
 
 
 @both_kinds
@@ -187,17 +184,9 @@ def test_wrong_support_is_refused(kind: str, support: Any, message: str) -> None
             call(support)
 
 
-def test_latents_of_adapters_without_a_head_have_no_head(llama: MCDiPipeline) -> None:
-    count, width = llama.codec.num_lora_tokens, llama.codec.layout.token_dim
-    with pytest.raises(ValueError, match=rf"\(1, {count + 3}, {width}\): expected \(1, {count}, {width}\)"):
-        llama(TEXTS, latents=torch.zeros(1, count + 3, width))
-
-
-def test_adapters_that_nothing_could_classify_with_are_refused(llama: MCDiPipeline) -> None:
-    with pytest.raises(ValueError, match="no head.*got pooling 'last_token' and 'generated'"):
-        MCDiPipeline(**llama.components, imprint_from="generated")
+def test_adapters_that_nothing_could_classify_with_are_refused() -> None:
     bert, backbone = tiny_pipeline()
-    codec = AdapterCodec.from_backbone(backbone, tiny_lora_config(task_type=None), token_dim=20)
+    codec = AdapterCodec.from_backbone(backbone, tiny_lora_config(task_type=None))
     denoiser = MCDiDenoiser.from_layout(codec.layout, cond_dim=8, dim=16, num_layers=1, num_heads=2)
     with pytest.raises(ValueError, match="no head: expected a causal language model.*'mean'"):
         MCDiPipeline(denoiser, bert.task_encoder, codec, bert.scheduler)

@@ -11,7 +11,6 @@ from diffusers import AutoModel, DiffusionPipeline
 from tiny import assert_close, seeded, tiny_backbone, tiny_lora_config, tiny_pipeline
 
 from mcdi_hf import AdapterCodec, GeneratedAdapter, MCDiDenoiser, MCDiPipeline, TaskEncoder
-from mcdi_hf.adapters.head import class_means, imprint_head
 
 
 SUPPORT = {"first": ["a b c", "a c", "b a"], "second": ["x y z", "z y"]}
@@ -46,9 +45,8 @@ def split(pipe: MCDiPipeline, adapter: GeneratedAdapter) -> tuple[dict[str, torc
     return {key: value for key, value in adapter.tensors.items() if key not in head}, head
 
 
-def starting_noise(pipe: MCDiPipeline, count: int, ways: int = 2) -> torch.Tensor:
-    shape = (count, pipe.codec.num_lora_tokens + ways, pipe.codec.layout.token_dim)
-    return torch.randn(shape, generator=seeded(5))
+def starting_noise(pipe: MCDiPipeline, count: int) -> torch.Tensor:
+    return torch.randn(count, *pipe.codec.filled.shape, generator=seeded(5))
 
 
 def test_texts_become_an_adapter(pipe: MCDiPipeline) -> None:
@@ -101,21 +99,23 @@ def free_adapter(pipe: MCDiPipeline, support: dict[str, list[str]]) -> Generated
     return pipe(support, strength=0.0).adapters[0]
 
 
-def test_strength_zero_is_the_mean_adapter_with_the_imprinted_head(pipe: MCDiPipeline) -> None:
+def test_strength_zero_is_the_shared_adapter_with_the_head_of_its_features(pipe: MCDiPipeline) -> None:
     batch, layout = pipe.encode_support(TASKS), pipe.codec.layout
-    means = class_means(batch.features, batch.labels, 4)
-    heads = imprint_head(means, pipe.codec.config.imprint_scale, batch.class_mask)
+    heads = pipe.stacked.heads(batch, pipe.codec.head, pipe.codec.shared_adapter(3))
     for task, adapter in enumerate(pipe(TASKS, strength=0.0, num_candidates=2).adapters):
-        expected = {key: value[0] for key, value in pipe.codec.mean_adapter().items()}
+        expected = {key: value[0] for key, value in pipe.codec.shared_adapter().items()}
         expected |= {key: part[task, : len(TASKS[task])] for key, part in zip(layout.head_keys, heads)}
         torch.testing.assert_close(adapter.tensors, expected, rtol=0, atol=0)
         generated = pipe(TASKS[task], generator=seeded(), num_inference_steps=3).adapters[0]
-        assert not any(torch.allclose(generated.tensors[key], value) for key, value in adapter.tensors.items())
+        same = [key for key, value in adapter.tensors.items() if torch.allclose(generated.tensors[key], value)]
+        assert same == [key for key in layout.lora_shapes if "lora_B" in key]
 
 
-def test_strength_is_linear(pipe: MCDiPipeline) -> None:
-    none, half, full = (pipe(SUPPORT, generator=seeded(), strength=s, output_type="pt").adapters for s in (0, 0.5, 1))
-    assert_close(half, (none + full) / 2)
+def test_strength_is_linear_in_the_tokens(pipe: MCDiPipeline) -> None:
+    settings = {"num_inference_steps": 3, "output_type": "latent"}
+    none, half, full = (pipe(SUPPORT, generator=seeded(), strength=s, **settings).adapters for s in (0, 0.5, 1))
+    assert_close(half, full / 2)
+    assert not none.any()
 
 
 def test_without_temperature_nothing_is_random(pipe: MCDiPipeline) -> None:
@@ -141,8 +141,10 @@ def test_batch_is_its_tasks_one_by_one(pipe: MCDiPipeline, select: bool) -> None
         assert_close(adapter.tensors, single.tensors)
         found, expected = asdict(adapter.details), asdict(single.details)
         losses, expected_losses = found.pop("support_losses"), expected.pop("support_losses")
-        assert found == expected and (losses is not None) == select
-        assert losses == (pytest.approx(expected_losses, rel=1e-4) if select else None)
+        assert found == expected and (losses is not None) == (
+            select and task is SUPPORT
+        )  # the others have one-shot classes
+        assert losses == (pytest.approx(expected_losses, rel=1e-3) if losses else None)
 
 
 @pytest.mark.parametrize("output_type", ["peft", "pt", "latent"])
@@ -181,7 +183,7 @@ def test_tokens_of_one_task_with_the_head_of_another(pipe: MCDiPipeline) -> None
     tokens = [pipe(batch, generator=seeded(), output_type="latent").adapters for batch in (own, seen)]
     same, other, free = (pipe.decode_adapters(one, own) for one in (*tokens, torch.zeros_like(tokens[0])))
     assert all(value[0].equal(plain.tensors[key]) for key, value in same.items())
-    assert not any(value[0].equal(plain.tensors[key]) for key, value in other.items())
+    assert not any(value[0].equal(plain.tensors[key]) for key, value in other.items() if "lora_B" not in key)
     assert all(value[0].equal(free_adapter(pipe, SUPPORT).tensors[key]) for key, value in free.items())
 
 
@@ -192,7 +194,7 @@ def test_output_types(pipe: MCDiPipeline) -> None:
     latent = pipe(TASKS, generator=seeded(), output_type="latent", **settings).adapters
     layout, ways = pipe.codec.layout, max(map(len, TASKS))
     assert flat.shape == (3, layout.numel + ways * (layout.feature_dim + 1))
-    assert latent.shape == (3, pipe.codec.num_lora_tokens + ways, layout.token_dim)
+    assert latent.shape == (3, pipe.codec.num_tokens, layout.token_dim)
     assert flat[1].equal(torch.cat([peft[1].tensors[key].flatten() for key in layout.keys]))
     (as_tuple,) = pipe(TASKS, generator=seeded(), output_type="latent", return_dict=False, **settings)
     assert as_tuple.equal(latent)
@@ -234,7 +236,7 @@ def test_latents_are_the_starting_noise(pipe: MCDiPipeline) -> None:
 
 
 def test_mean_is_that_of_the_candidates(pipe: MCDiPipeline) -> None:
-    settings = {"eta": 0.0, "num_inference_steps": 4, "output_type": "pt"}
+    settings = {"eta": 0.0, "num_inference_steps": 4, "output_type": "latent"}
     noise = starting_noise(pipe, 3)
     singles = [pipe(SUPPORT, latents=row.unsqueeze(0), **settings).adapters for row in noise]
     together = pipe(SUPPORT, latents=noise, num_candidates=3, **settings).adapters
@@ -253,7 +255,7 @@ def test_mean_is_that_of_the_candidates(pipe: MCDiPipeline) -> None:
         ({"output_type": "np"}, "output_type is 'np'"),
         ({"generator": [seeded(), seeded()]}, "2 generators for 1 support sets"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"\['noise'\]"),
-        ({"latents": torch.zeros(1, 20, 20)}, r"latents have shape \(1, 20, 20\): expected \(1, 18, 20\)"),
+        ({"latents": torch.zeros(1, 20, 20)}, r"latents have shape \(1, 20, 20\): expected \(1, 4, 2\)"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5: expected a whole number"),
         ({"eta": 1.5, "strength": 0.0}, "eta is 1.5: expected 0 to 1"),
@@ -286,14 +288,14 @@ def test_another_backbone_is_refused_on_loading(pipe: MCDiPipeline) -> None:
     ("overrides", "message"), [({"r": 8}, "tokens: "), ({"target_modules": ["query"]}, "tokens: ")]
 )
 def test_components_of_other_adapters_are_refused(pipe: MCDiPipeline, overrides: dict[str, Any], message: str) -> None:
-    codec = AdapterCodec.from_backbone(pipe.backbone, tiny_lora_config(**overrides), token_dim=32)
+    codec = AdapterCodec.from_backbone(pipe.backbone, tiny_lora_config(**overrides))
     with pytest.raises(ValueError, match=f"another layout than the codec .*{message}"):
         MCDiPipeline(**pipe.components | {"codec": codec})
 
 
 def test_a_task_encoder_of_another_width_is_refused(pipe: MCDiPipeline) -> None:
-    with pytest.raises(ValueError, match="feature_dim: 7 there"):
-        MCDiPipeline(**pipe.components | {"task_encoder": TaskEncoder(feature_dim=7, dim=16)})
+    with pytest.raises(ValueError, match="token_dim of the task encoder: 3 there, 2 in the codec"):
+        MCDiPipeline(**pipe.components | {"task_encoder": TaskEncoder(feature_dim=32, token_dim=3, dim=8)})
 
 
 def test_a_batch_of_another_pipeline_is_refused(pipe: MCDiPipeline) -> None:

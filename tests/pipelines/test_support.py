@@ -1,4 +1,4 @@
-"""What may be handed in as a support set: texts, ready features, data sets, encoded batches; and what may not."""
+"""What may be handed in as a support set: texts, data sets, encoded batches; and what may not."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,6 @@ from PIL import Image
 from tiny import assert_close, seeded, tiny_image_pipeline, tiny_pipeline
 
 from mcdi_hf import MCDiPipeline
-from mcdi_hf.adapters.head import class_means, imprint_head
 from mcdi_hf.data.augmentation import augmented_views
 
 
@@ -29,19 +28,6 @@ def pipe() -> MCDiPipeline:
     return pipe
 
 
-def ready_features(pipe: MCDiPipeline) -> dict[str, torch.Tensor]:
-    return dict(zip(SUPPORT, pipe.encode_support(SUPPORT).features[0].split([3, 2])))
-
-
-def test_features_in_place_of_texts(pipe: MCDiPipeline) -> None:
-    ready = ready_features(pipe)
-    for strength in (0.0, 1.0):
-        found, expected = (
-            pipe(one, strength=strength, generator=seeded()).adapters[0].tensors for one in (ready, SUPPORT)
-        )
-        assert_close(found, expected)
-
-
 @pytest.mark.parametrize("output_type", ["peft", "pt", "latent"])
 def test_an_encoded_support_is_the_support(pipe: MCDiPipeline, output_type: str) -> None:
     batch, settings = pipe.encode_support(TASKS), {"num_inference_steps": 3, "output_type": output_type}
@@ -57,10 +43,10 @@ def test_an_encoded_support_is_the_support(pipe: MCDiPipeline, output_type: str)
         assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", ["features", "classes"])
+@pytest.mark.parametrize("name", ["examples", "classes"])
 def test_a_batch_that_lacks_something_is_refused(pipe: MCDiPipeline, name: str) -> None:
     batch = replace(pipe.encode_support(TASKS), **{name: None})
-    with pytest.raises(ValueError, match="no features or no classes: expected what encode_support returns"):
+    with pytest.raises(ValueError, match="no examples or no classes: expected what encode_support returns"):
         pipe(batch)
 
 
@@ -80,9 +66,6 @@ def test_dataset_is_the_dict_in_the_order_of_its_class_names(pipe: MCDiPipeline,
     torch.testing.assert_close(found.tensors, expected.tensors, rtol=0, atol=0)
 
 
-FEATURES = {"first": torch.zeros(1, 16), "second": torch.ones(1, 16)}
-
-
 @pytest.mark.parametrize(
     ("support", "error", "message"),
     [
@@ -94,13 +77,8 @@ FEATURES = {"first": torch.zeros(1, 16), "second": torch.ones(1, 16)}
         ({"first": "a b", "second": ["a"]}, ValueError, "'first' are one string"),
         ({"": ["a"], "second": ["a"]}, ValueError, "'' is no label"),
         ({0: ["a"], 1: ["a"]}, ValueError, "0 is no label"),
-        ({**FEATURES, "first": torch.full((1, 16), float("nan"))}, ValueError, "'first' hold NaN"),
-        ({**FEATURES, "first": torch.full((1, 16), float("inf"))}, ValueError, "'first' hold NaN or inf"),
-        ({**FEATURES, "first": torch.zeros(16)}, ValueError, r"'first' have shape \(16,\)"),
-        ({**FEATURES, "first": torch.zeros(0, 16)}, ValueError, r"'first' have shape \(0, 16\)"),
-        ({"first": torch.zeros(1, 99), "second": torch.zeros(1, 99)}, ValueError, "expected \\(shots, 16\\)"),
-        ({**FEATURES, "first": ["a"]}, ValueError, "mixes texts and ready features"),
-        ([SUPPORT, FEATURES], ValueError, "mixes texts and ready features"),
+        ({"first": torch.zeros(1, 99), "second": torch.zeros(1, 99)}, ValueError, "'first' holds tensor"),
+        ({**SUPPORT, "first": [("a", "b")]}, ValueError, "mixes texts and pairs of texts"),
         ("a text", TypeError, "is a str"),
         ([["a"], ["b"]], TypeError, "is a list"),
         (
@@ -117,50 +95,38 @@ def test_wrong_support_is_refused(pipe: MCDiPipeline, support: Any, error: type[
         pipe(support)
 
 
-def test_features_that_overflow_are_refused(pipe: MCDiPipeline) -> None:
-    features = ready_features(pipe)
-    with pytest.raises(ValueError, match=r"tasks \[1\] hold NaN or inf"):
-        pipe([features, {label: 1e30 * value for label, value in features.items()}], num_inference_steps=3)
-
-
 def test_in_bfloat16_the_statistics_stay_float32() -> None:
     pipe, _ = tiny_pipeline()
     settings = {"num_inference_steps": 3, "num_candidates": 2}
-    expected = pipe.select(pipe(TASKS[2], generator=seeded(), **settings)).adapters[0]
-    mean = pipe.codec.mean.clone()
+    expected = pipe.select(pipe(SUPPORT, generator=seeded(), **settings)).adapters[0]
+    basis = {name: value.clone() for name, value in pipe.codec.state_dict().items()}
     pipe.to(torch.bfloat16)
     assert pipe.denoiser.dtype == pipe.task_encoder.dtype == torch.bfloat16
-    assert pipe.codec.mean.dtype == pipe.codec.std.dtype == pipe.codec.head_std.dtype == torch.float32
-    assert pipe.codec.mean.equal(mean)
-    output = pipe(TASKS[2], generator=seeded(), **settings)
+    assert all(value.equal(basis[name]) for name, value in pipe.codec.state_dict().items())
+    output = pipe(SUPPORT, generator=seeded(), **settings)
     found = pipe.select(output).adapters[0]
     assert {value.dtype for value in found.tensors.values()} == {torch.float32}
-    free, expected_free = (one.details.support_losses["mean adapter"] for one in (found, expected))
+    free, expected_free = (one.details.support_losses["shared adapter"] for one in (found, expected))
     assert free == pytest.approx(expected_free, rel=1e-5)
     assert all(torch.isfinite(value).all() for value in pipe.refine(output, num_steps=2).adapters[0].tensors.values())
 
 
-@pytest.mark.parametrize("imprint_from", ["mean", "generated"])
-def test_views_of_the_support(imprint_from: str) -> None:
+def test_heads_are_made_of_all_views_of_the_support() -> None:
     made, backbone = tiny_image_pipeline()
-    pipe = MCDiPipeline(**made.components, support_views=3, imprint_from=imprint_from)
+    pipe = MCDiPipeline(**made.components, support_views=3)
     pipe.backbone = backbone
     pipe.set_progress_bar_config(disable=True)
     random = np.random.default_rng(0)
     images = [Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(8)]
     tasks = [{"p": images[:3], "q": images[3:5], "r": images[5:]}, {"p": images[:1], "q": images[1:2]}]
-    seen = pipe.encode_support(tasks)
-    features = pipe.stacked.features_of_all(pipe.codec.mean_adapter(), pipe.stacked.encode(augmented_views(images, 3)))
-    assert_close(seen.features[0], features.unflatten(0, (3, 8)).mean(dim=0))
-    batch = pipe(seen, generator=[seeded(0), seeded(1)]).adapters
+    batch = pipe(pipe.encode_support(tasks), generator=[seeded(0), seeded(1)]).adapters
     for seed, task in enumerate(tasks):
         (alone,) = pipe(task, generator=seeded(seed)).adapters
         assert_close(batch[seed].tensors, alone.tensors)
         own = {key: value.unsqueeze(0) for key, value in alone.tensors.items()}
         views = augmented_views([image for group in task.values() for image in group], 3)
-        adapter = own if imprint_from == "generated" else pipe.codec.mean_adapter()
-        features = pipe.stacked.features_of_all(adapter, pipe.stacked.encode(views))[None]
+        features = pipe.stacked.features_of_all(own, pipe.stacked.encode(views))[None]
         members = torch.tensor([[c for c, group in enumerate(task.values()) for _ in group] * 3])
-        free = imprint_head(class_means(features, members, len(task)), pipe.codec.config.imprint_scale)
-        tokens = pipe(task, generator=seeded(seed), output_type="latent").adapters
-        assert_close(pipe.codec.decode(tokens, free), own)
+        weight, bias = pipe.codec.head(features, members, torch.ones(1, len(task), dtype=torch.bool))
+        assert_close(alone.tensors[pipe.codec.layout.head_keys[0]], weight[0])
+        assert_close(alone.tensors[pipe.codec.layout.head_keys[1]], bias[0])

@@ -27,7 +27,7 @@ def make_codec(kind: str, **settings) -> tuple[FrozenBackbone, AdapterCodec]:
         backbone, own["layers_to_transform"] = tiny_image_backbone(), [0, 1, 2]
     else:
         backbone, own = tiny_language_model(), {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
-    return backbone, AdapterCodec.from_backbone(backbone, tiny_lora_config(**(own | settings)), token_dim=20)
+    return backbone, AdapterCodec.from_backbone(backbone, tiny_lora_config(**(own | settings)))
 
 
 def make_adapter(codec: AdapterCodec, seed: int = 0, ways: int = 3) -> GeneratedAdapter:

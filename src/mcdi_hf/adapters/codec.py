@@ -12,7 +12,7 @@ from torch import nn
 from ..backbones.frozen import FrozenBackbone
 from ..data.episodes import SupportBatch
 from .head import RidgeHead
-from .layout import AdapterLayout
+from .layout import MATRICES, AdapterLayout
 from .stacked import StackedLora
 
 
@@ -42,7 +42,7 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         self.basis = nn.ModuleList()
         for module in self.layout.modules:
             pair = nn.Module()
-            for matrix in ("lora_A", "lora_B"):
+            for matrix in MATRICES:
                 pair.register_buffer(matrix, torch.zeros(module.shape(matrix)))
             self.basis.append(pair)
         ranks = torch.tensor([module.rank for module in self.layout.modules])
@@ -81,7 +81,7 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         if {key: tuple(value.shape[1:]) for key, value in tensors.items()} != self.layout.lora_shapes:
             raise ValueError(f"The tensors {sorted(tensors)} are not the LoRA matrices of the layout: expected these.")
         for module, pair in zip(self.layout.modules, self.basis):
-            for matrix in ("lora_A", "lora_B"):
+            for matrix in MATRICES:
                 getattr(pair, matrix).copy_(tensors[module.key(matrix)][0])
         self.head = RidgeHead(**{name: float(value) for name, value in asdict(head).items()})
         self.register_to_config(head=asdict(self.head))
@@ -103,11 +103,12 @@ class AdapterCodec(ModelMixin, ConfigMixin):
     def matrices(self, coefficients: torch.Tensor) -> dict[str, torch.Tensor]:
         """The LoRA matrices, key on disk -> `(adapters, *shape)`, of coefficients `(adapters, num_tokens,
         token_dim)`."""
-        tensors = {}
-        for module, pair, own in zip(self.layout.modules, self.basis, coefficients.unbind(dim=1)):
-            tensors[module.key("lora_A")] = own[:, : module.rank].unsqueeze(-1) * pair.lora_A
-            tensors[module.key("lora_B")] = pair.lora_B.expand(len(own), -1, -1)
-        return tensors
+        shared = {
+            module.key(matrix): getattr(pair, matrix).unsqueeze(0)
+            for module, pair in zip(self.layout.modules, self.basis)
+            for matrix in MATRICES
+        }
+        return self.layout.scaled(shared, coefficients)
 
     def read(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """The coefficients of adapters, key on disk -> `(adapters, *shape)`, with or without heads: the inverse of

@@ -38,7 +38,8 @@ class RidgeHead:
         """
         with torch.autocast(features.device.type, enabled=False):
             centred, mean, targets, kernel = self._centred(features, labels, class_mask)
-            solved = torch.cholesky_solve(targets, torch.linalg.cholesky(kernel))
+            # `_ex`: features that are not finite make a head that is not, and no error here
+            solved = torch.cholesky_solve(targets, torch.linalg.cholesky_ex(kernel).L)
             weight = (solved.transpose(1, 2) @ centred) * self._scale(features)
             bias = -(weight @ mean.unsqueeze(-1)).squeeze(-1)
             return weight / self.feature_norm, bias
@@ -53,7 +54,7 @@ class RidgeHead:
         """
         with torch.autocast(features.device.type, enabled=False):
             centred, _, targets, kernel = self._centred(features, labels, class_mask)
-            inverse = torch.linalg.inv(kernel)
+            inverse = torch.linalg.inv_ex(kernel).inverse
             solved = inverse @ targets
             left_out = targets - solved / inverse.diagonal(dim1=1, dim2=2).unsqueeze(-1)
             of_all = centred @ (centred.transpose(1, 2) @ solved)

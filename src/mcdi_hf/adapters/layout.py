@@ -163,6 +163,15 @@ class AdapterLayout:
             tokens.append(TokenCoordinates(int(index.group(1)) if index else 0, kind, module.rank))
         return tokens
 
+    def scaled(self, shared: dict[str, torch.Tensor], coefficients: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The LoRA matrices `lora_B` and `diag(z) lora_A`, key on disk -> `(n, *shape)`, of one adapter, key -> `(1,
+        *shape)`, and coefficients z `(n, modules, token_dim)`."""
+        tensors = {}
+        for module, own in zip(self.modules, coefficients.unbind(dim=1)):
+            tensors[module.key("lora_A")] = own[:, : module.rank].unsqueeze(-1) * shared[module.key("lora_A")]
+            tensors[module.key("lora_B")] = shared[module.key("lora_B")].expand(len(own), -1, -1)
+        return tensors
+
     def check(self, tensors: dict[str, torch.Tensor]) -> None:
         """Refuse adapters, key on disk -> `(adapters, *shape)`, of another layout, by the tensor that does not fit."""
         keys = dict.fromkeys(self.keys)

@@ -266,6 +266,8 @@ class MCDiPipeline(DiffusionPipeline):
                 raise ValueError(
                     "The SupportBatch has no examples or no classes: expected what encode_support returns."
                 )
+            if support.features is not None and support.features.shape[2] != self.task_encoder.config.feature_dim:
+                raise ValueError(f"The SupportBatch has features {tuple(support.features.shape)} of another pipeline.")
         else:
             supports = self._support_sets(support)
             ways = max(map(len, supports))

@@ -15,7 +15,7 @@ from .pipeline_output import MCDiPipelineOutput
 
 MAX_FOLDS = 4
 FROZEN, SHARED, GENERATED = "frozen backbone", "shared adapter", "mean of candidates"
-TEMPERATURES = torch.logspace(-1, 1, 21)  # that held-out logits may be divided by
+TEMPERATURES = torch.logspace(-1, 2, 31)  # that held-out logits may be divided by
 
 
 @dataclass

@@ -54,6 +54,7 @@ class TrajectoryArguments:
     # shared start
     shared_steps: int = HfArg(default=1000, help="steps of the shared start")
     tasks_per_step: int = HfArg(default=8, help="tasks of a step, in one stack")
+    own_share: float = HfArg(default=0.5, help="of its tasks that are seen through their source's own coefficients")
     shared_learning_rate: float = HfArg(default=1e-3, help="AdamW's, for the shared start")
     validation_domains: list[str] | None = HfArg(
         default=None, help="held-out domains to choose the shared start on; None: its last step is taken"
@@ -84,7 +85,7 @@ class TrajectoryArguments:
         check_positive(self, "shared_steps", "validation_steps", "num_validation_episodes")
         for name in ("ways", "shots"):
             check_range(name, getattr(self, name))
-        for name in ("two_way_share", "crossed_share"):
+        for name in ("two_way_share", "crossed_share", "own_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected a share from 0 to 1.")
         if self.crossed_share and (self.ways[0] != 2 or self.queries_per_class % 2):

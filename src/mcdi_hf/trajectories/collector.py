@@ -33,7 +33,7 @@ from .arguments import TrajectoryArguments
 from .collect import TaskStack, collect_trajectories
 from .description import differences, package_versions
 from .folder import TrajectoryFolder
-from .shared import SharedStart, train_shared_adapter
+from .shared import SharedStart, source_of, train_shared_adapter
 
 
 class TrajectoryCollector:
@@ -78,6 +78,7 @@ class TrajectoryCollector:
                 "steps": args.shared_steps,
                 "tasks_per_step": args.tasks_per_step,
                 "learning_rate": args.shared_learning_rate,
+                "own_share": args.own_share,
                 "validation_domains": args.validation_domains,
                 "validation_tasks": args.validation_tasks,
             },
@@ -200,8 +201,11 @@ class TrajectoryCollector:
 
     def _train_shared_start(self, examples: EncodedExamples, made: dict) -> tuple[dict[str, torch.Tensor], RidgeHead]:
         args = self.args
-        settings = args.shared_steps, args.tasks_per_step, args.shared_learning_rate, args.seed, args.mixed_precision
-        start = SharedStart(self.stacked, examples, self.sampler, *settings)
+        names = list(dict.fromkeys(map(source_of, self.rows.groups)))
+        settings = args.shared_steps, args.tasks_per_step, args.shared_learning_rate, args.seed
+        start = SharedStart(
+            self.stacked, examples, self.sampler, names, *settings, args.own_share, args.mixed_precision
+        )
         validation = None
         if args.validation_domains:
             table = load_table(self.sources, ["train"], args.validation_domains)[0]
@@ -215,7 +219,7 @@ class TrajectoryCollector:
 
             def on_step(loss: float) -> None:
                 bar.update(start.step - bar.n)
-                bar.set_postfix(loss=f"{loss:.3f}", **(start.curve[-1] if start.curve else {}))
+                bar.set_postfix(loss=f"{loss:.3f}", best=max((point["mean"] for point in start.curve), default=None))
 
             made_of = train_shared_adapter(start, validation, args.validation_steps, place, made, on_step)
         text = json.dumps(start.curve, indent=1)

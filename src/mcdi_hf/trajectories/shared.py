@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
@@ -22,6 +23,7 @@ from ..utils.files import write_file
 
 WARMUP_STEPS, LAST_RATE = 50, 0.05  # a share of the learning rate
 WEIGHT_DECAY, MAX_GRAD_NORM = 0.01, 1.0
+SCALAR_RATE, OWN_RATE = 5, 30  # times the learning rate of the matrices, whose numbers are many and small
 SCALARS = ("log_scale", "log_ridge", "log_ridge_shots")
 
 
@@ -58,21 +60,28 @@ def batches_of(
     return pair[0], pair[1]
 
 
-@torch.no_grad()
-def shared_accuracies(
+def source_of(group: str) -> str:
+    """The source that a group is of: what stands before the slash in its name, see [`load_table`]."""
+    return group.split("/")[0]
+
+
+def mean_accuracy(
     stacked: StackedLora,
-    tensors: dict[str, torch.Tensor],
     head: RidgeHead,
     examples: EncodedExamples,
     tasks: list[Task],
+    adapters: Callable[[list[Task]], dict[str, torch.Tensor]],
     tasks_at_once: int = 8,
-) -> list[float]:
-    """The share of each task's query that one adapter, key on disk -> `(1, *shape)`, classifies rightly."""
+) -> float:
+    """The mean accuracy on the queries of tasks under what `adapters` gives for some of them: one adapter a task, or one
+    for all, key on disk -> `(n, *shape)`."""
     found = []
     for first in range(0, len(tasks), tasks_at_once):
-        support, query = batches_of(tasks[first : first + tasks_at_once], examples, stacked.device)
-        found += task_accuracies(stacked.episode_logits(tensors, head, support, query), query.labels).tolist()
-    return found
+        part = tasks[first : first + tasks_at_once]
+        support, query = batches_of(part, examples, stacked.device)
+        logits = stacked.episode_logits(adapters(part), head, support, query)
+        found.append(task_accuracies(logits, query.labels))
+    return torch.cat(found).mean().item()
 
 
 @dataclass
@@ -80,23 +89,30 @@ class SharedStart:
     """A shared adapter on its way: weights, the optimiser's moments, the best so far.
 
     Adapter and head are trained on episodes together: AdamW takes a step a stack of tasks, on the mean over tasks of the
-    query's cross-entropy over log(classes), with a warm-up and a cosine.
+    query's cross-entropy over log(classes), with a warm-up and a cosine. A share of the tasks is seen through the
+    coefficients z of their own source, `lora_B diag(z) lora_A`, which are learnt along; the others through z = 1. So
+    the adapter serves all tasks as it is, and its basis holds what tells the sources apart, which a generator writes in.
 
     Args:
         stacked ([`StackedLora`]): The backbone and the layout.
         examples ([`EncodedExamples`]): The table that tasks point into.
         sampler ([`StackSampler`]): Draws the stacks.
+        sources (`list[str]`): The sources that have coefficients of their own, see [`source_of`].
         num_steps, tasks_per_step, learning_rate, seed: How it is trained; `seed` is that of the initialisation.
+        own_share (`float`, *optional*, defaults to 0.5): The share of tasks that are seen through their source's own
+            coefficients; 0 trains one adapter for all, and nothing else.
         mixed_precision (`str`, *optional*, defaults to `"no"`): `"bf16"` runs the upper layers in bfloat16.
     """
 
     stacked: StackedLora
     examples: EncodedExamples
     sampler: StackSampler
+    sources: list[str]
     num_steps: int = 1000
     tasks_per_step: int = 8
     learning_rate: float = 1e-3
     seed: int = 0
+    own_share: float = 0.5
     mixed_precision: str = "no"
     step: int = field(default=0, init=False)
     curve: list[dict] = field(default_factory=list, init=False)
@@ -109,9 +125,12 @@ class SharedStart:
         self.norm = 1.0 if self.stacked.backbone.is_causal_lm else feature_norm(self.stacked, self.examples)
         defaults = asdict(RidgeHead())
         self.scalars = {name: torch.tensor(defaults[name], device=device, requires_grad=True) for name in SCALARS}
+        shape = len(self.sources), len(self.stacked.layout.modules), self.stacked.layout.token_dim
+        self.coefficients = torch.ones(shape, device=device, requires_grad=True)
         groups = [
             {"params": list(self.tensors.values()), "weight_decay": WEIGHT_DECAY},
-            {"params": list(self.scalars.values()), "weight_decay": 0.0},
+            {"params": list(self.scalars.values()), "weight_decay": 0.0, "lr": SCALAR_RATE * self.learning_rate},
+            {"params": [self.coefficients], "weight_decay": 0.0, "lr": OWN_RATE * self.learning_rate},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
@@ -124,8 +143,10 @@ class SharedStart:
         """Take one step and return its loss."""
         tasks = self.sampler.stack(self.step, self.tasks_per_step)
         support, query = batches_of(tasks, self.examples, self.stacked.device)
+        own = torch.from_numpy(np.random.default_rng((self.seed, self.step, 6)).random(len(tasks)) < self.own_share)
         with self.autocast():
-            logits = self.stacked.episode_logits(self.tensors, self.head, support, query)
+            tensors = self.seen_by([task.group for task in tasks], own.to(self.stacked.device))
+            logits = self.stacked.episode_logits(tensors, self.head, support, query)
         loss = (task_losses(logits, query.labels) / support.class_mask.sum(dim=1).log()).mean()
         self.optimizer.zero_grad()
         loss.backward()
@@ -135,17 +156,35 @@ class SharedStart:
         self.step += 1
         return loss.item()
 
+    def seen_by(self, groups: list[str], own: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The matrices that tasks of some groups are seen through, key -> `(tasks, *shape)`, or `(1, *shape)` if none of
+        them is seen through its `own` `(tasks,)` source's coefficients."""
+        if not own.any():
+            return self.tensors
+        numbers = [self.sources.index(source_of(group)) for group in groups]
+        coefficients = torch.where(own[:, None, None], self.coefficients[numbers], 1.0)
+        return self.stacked.layout.scaled(self.tensors, coefficients)
+
     def validate(self, examples: EncodedExamples, kinds: dict[str, list[Task]]) -> float:
-        """Judge the adapter on tasks of every kind, note the mean accuracies, and keep the adapter if it is the best."""
-        with self.autocast():
-            place = self.stacked, self.tensors, self.head, examples
-            scores = {kind: shared_accuracies(*place, tasks) for kind, tasks in kinds.items()}
-        found = {kind: round(sum(own) / len(own), 4) for kind, own in scores.items()}
+        """Judge the adapter on tasks of every kind, note the mean accuracies, and keep the adapter if it is the best. Kinds
+        whose tasks are all of sources with coefficients of their own are judged through these, too: what a generator
+        could gain at least."""
+        found, known = {}, {}
+        with torch.no_grad(), self.autocast():
+            for kind, tasks in kinds.items():
+                place = self.stacked, self.head, examples, tasks
+                found[kind] = round(mean_accuracy(*place, lambda _: self.tensors), 4)
+                if all(source_of(task.group) in self.sources for task in tasks) and self.own_share:
+                    known[f"{kind}, own coefficients"] = round(mean_accuracy(*place, self._all_own), 4)
         mean = sum(found.values()) / len(found)
         if not self.best or mean > max(point["mean"] for point in self.curve):
             self.best = {name: value.detach().clone() for name, value in self._learnt().items()}
-        self.curve.append({"step": self.step, "mean": round(mean, 4), **found})
+        self.curve.append({"step": self.step, "mean": round(mean, 4), **found, **known})
         return mean
+
+    def _all_own(self, tasks: list[Task]) -> dict[str, torch.Tensor]:
+        own = torch.ones(len(tasks), dtype=torch.bool, device=self.stacked.device)
+        return self.seen_by([task.group for task in tasks], own)
 
     def result(self) -> tuple[dict[str, torch.Tensor], RidgeHead]:
         """The best adapter, key -> `(1, *shape)`, and its head; the last one if it was never validated."""
@@ -189,7 +228,8 @@ class SharedStart:
         return torch.autocast(self.stacked.device.type, torch.bfloat16, enabled=self.mixed_precision == "bf16")
 
     def _learnt(self) -> dict[str, torch.Tensor]:
-        return self.tensors if self.stacked.backbone.is_causal_lm else self.tensors | self.scalars
+        learnt = self.tensors | ({} if self.stacked.backbone.is_causal_lm else self.scalars)
+        return learnt | ({"coefficients": self.coefficients} if self.own_share else {})
 
     def _rate(self, step: int) -> float:
         cosine = (1 + math.cos(math.pi * step / self.num_steps)) / 2
