@@ -1,17 +1,14 @@
-"""Trajectories of random weights, in folders, and what they must come back as."""
+"""Trajectories of random coefficients, in folders, and what they must come back as."""
 
 from pathlib import Path
 
 import numpy as np
-import torch
-from tiny import tiny_backbone, tiny_lora_config
+from tiny import random_codec, tiny_backbone, tiny_lora_config
 
-from mcdi_hf import AdapterLayout
-from mcdi_hf.trajectories.dataset import split_weights
+from mcdi_hf import AdapterCodec
 from mcdi_hf.trajectories.folder import TrajectoryFolder
 
 
-MAX_WAYS = 4
 DESCRIPTION = {
     "lora_config": {"r": 2, "lora_alpha": 4, "bias": None},
     "base_model": {"name_or_path": "tiny", "revision": "main", "fingerprint": "0123"},
@@ -20,17 +17,16 @@ DESCRIPTION = {
 }
 
 
-def layout_of(**overrides: object) -> AdapterLayout:
-    return AdapterLayout.from_model(tiny_backbone().model, tiny_lora_config(**overrides))
+def codec_of(**overrides: object) -> AdapterCodec:
+    return random_codec(tiny_backbone(), tiny_lora_config(**overrides))
 
 
-def random_rows(layout: AdapterLayout, numbers: range) -> list[dict]:
+def random_rows(codec: AdapterCodec, numbers: range) -> list[dict]:
     """Rows that depend on their numbers only, with two to four classes and two or three local targets."""
     rows = []
     for number in numbers:
         random = np.random.default_rng(number)
         ways, steps = 2 + number % 3, [0, 4, 8, 12][: 3 + number % 2]
-        width = sum(torch.Size(shape).numel() for shape in layout.shapes(ways).values())
         rows.append(
             {
                 "task": number,
@@ -40,17 +36,18 @@ def random_rows(layout: AdapterLayout, numbers: range) -> list[dict]:
                 "steps": steps,
                 "losses": random.random(len(steps) - 1, dtype=np.float32).tolist(),
                 "train_accuracy": 0.75,
+                "start_accuracy": 0.125,
                 "accuracy": 0.25 if number % 2 else 0.5,
-                "weights": random.standard_normal((len(steps), width), dtype=np.float32),
+                "weights": random.standard_normal((len(steps), codec.filled.numel()), dtype=np.float32),
             }
         )
     return rows
 
 
-def filled(folder: Path, layout: AdapterLayout, *shards: range, **changes: object) -> TrajectoryFolder:
-    trajectories = TrajectoryFolder.create(folder, layout, MAX_WAYS, {**DESCRIPTION, **changes})
+def filled(folder: Path, codec: AdapterCodec, *shards: range, **changes: object) -> TrajectoryFolder:
+    trajectories = TrajectoryFolder.create(folder, codec, {**DESCRIPTION, **changes})
     for numbers in shards:
-        trajectories.append(random_rows(layout, numbers))
+        trajectories.append(random_rows(codec, numbers))
     return trajectories
 
 
@@ -58,16 +55,12 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def check_rows(found: list[dict], layout: AdapterLayout, numbers: range) -> None:
+def check_rows(found: list[dict], codec: AdapterCodec, numbers: range) -> None:
     """The rows are those of `random_rows`, to the bit."""
     assert [int(row["task"]) for row in found] == list(numbers)
-    for row, expected in zip(found, random_rows(layout, numbers), strict=True):
-        weights = np.asarray(row["weights"], dtype=np.float32)
-        tensors = split_weights(torch.from_numpy(weights), len(expected["classes"]), layout)
-        flat = torch.cat([value.flatten(1) for value in tensors.values()], dim=1)
-        assert flat.numpy().tobytes() == expected["weights"].tobytes()
-        assert not weights[:, flat.shape[1] :].any()
-        for name in ("group", "train_accuracy", "accuracy"):
+    for row, expected in zip(found, random_rows(codec, numbers), strict=True):
+        assert np.asarray(row["weights"], dtype=np.float32).tobytes() == expected["weights"].tobytes()
+        for name in ("group", "train_accuracy", "start_accuracy", "accuracy"):
             assert row[name] == expected[name]
         for name in ("classes", "steps"):
             assert list(row[name]) == expected[name]

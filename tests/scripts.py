@@ -167,7 +167,7 @@ class Collected:
         made, backbone = cls(root), tiny_backbone()
         save_backbone(backbone, made.backbone)
         write_letters(made.source, backbone)
-        arguments = collecting(made.backbone, made.trajectories, token_dim=backbone.feature_dim + 4)
+        arguments = collecting(made.backbone, made.trajectories)
         TrajectoryCollector(arguments, [Source(str(made.source), group_column="domain")]).collect()
         return made
 
@@ -177,16 +177,17 @@ def collecting(backbone: Path, output_dir: Path, **changes) -> TrajectoryArgumen
     values = {
         "pretrained_model_name_or_path": str(backbone),
         "train_domains": DOMAINS[:2],
-        "query_split": "validation",
+        "pooling": "mean",
         "ways": [2, 3],
-        "examples_per_class": [6, 6],
+        "shots": [1, 3],
+        "queries_per_class": 2,
         "rank": 2,
+        "target_modules": ["query", "value"],
         "layers": [1],
-        "token_dim": 20,
         "shared_steps": 3,
+        "tasks_per_step": 2,
         "num_tasks": 4,
-        "max_stack_size": 2,
-        "train_batch_size": 4,
+        "stack_size": 2,
         "max_train_steps": 6,
     }
     return TrajectoryArguments(output_dir=output_dir, **(values | changes))
@@ -209,12 +210,12 @@ def training(output_dir: Path, **changes) -> MCDiTrainingArguments:
         "validation_steps": 3,
         "checkpointing_steps": 2,
         "checkpoints_total_limit": 9,
-        "query_split": "test",
+        "validation_queries": 3,
+        "num_conditions": 3,
         "task_loss_weight": 0.5,
         "task_loss_tasks": 3,
         "task_loss_warmup_steps": 4,
         "queries_per_class": 2,
-        "imprint_from": "generated",
         "segment_weights": [1, 1, 2],
         "max_grad_norm": 1,
     }

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, replace
 
-import numpy as np
 import pytest
 import torch
 from kinds import SUPPORTS, TEXTS, Made

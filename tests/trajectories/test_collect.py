@@ -1,4 +1,4 @@
-"""What a trajectory holds: its steps, SAM, views, accuracies; and the start that all of them share."""
+"""What a trajectory holds: its steps, SAM, views, accuracies."""
 
 import dataclasses
 
@@ -6,31 +6,29 @@ import numpy as np
 import pytest
 import torch
 from model_families import llama_config, text_tasks
-from tiny import tiny_backbone, tiny_language_model, tiny_lora_config
+from tiny import random_codec, tiny_backbone, tiny_language_model, tiny_lora_config
 
-from mcdi_hf import AdapterLayout, StackedLora, TrajectorySettings, collect_trajectories, train_shared_adapter
+from mcdi_hf import AdapterCodec, StackedLora, Task, TrajectorySettings, collect_trajectories
 from mcdi_hf.data.augmentation import augmented_views
-from mcdi_hf.trajectories.shared import initial_adapter
+from mcdi_hf.data.encoded import EncodedExamples
+from mcdi_hf.trajectories.collect import TaskStack
+
+
+SETTINGS = TrajectorySettings(num_steps=4, num_targets=2, shots=(1, 3), queries=2, learning_rate=0.05)
+Setting = tuple[StackedLora, AdapterCodec, EncodedExamples, list[Task]]
+
+
+def make(backbone, config) -> Setting:
+    codec = random_codec(backbone, config)
+    stacked, (texts, tasks) = StackedLora(backbone, codec.layout), text_tasks(12)
+    two_way = [dataclasses.replace(task, query=task.query) for task in tasks if len(task.classes) == 2]
+    long = [task for task in two_way if min(map(len, task.support)) >= 5]
+    return stacked, codec, stacked.encode(texts), long
 
 
 @pytest.fixture(scope="module")
-def setting():
-    texts, tasks = text_tasks()
-    backbone = tiny_backbone()
-    stacked = StackedLora(backbone, AdapterLayout.from_model(backbone.model, tiny_lora_config()))
-    return stacked, texts, stacked.encode(texts), tasks
-
-
-def shifted_start(layout: AdapterLayout) -> dict[str, torch.Tensor]:
-    """A start whose `lora_B` is not zero, as that of a trained shared adapter."""
-    return {key: value + 0.1 * torch.randn(value.shape) for key, value in initial_adapter(layout, seed=3).items()}
-
-
-def collect(setting, start: dict[str, torch.Tensor], tasks: list, numbers: list[int], settings: TrajectorySettings):
-    stacked, _, examples, _ = setting
-    return collect_trajectories(
-        stacked, examples, start, stacked.features_of_all(start, examples), tasks, numbers, settings
-    )
+def setting() -> Setting:
+    return make(tiny_backbone(), tiny_lora_config())
 
 
 def test_target_steps_for_any_number_of_steps() -> None:
@@ -56,81 +54,73 @@ def test_bad_settings_are_refused(settings: dict, message: str) -> None:
         TrajectorySettings(**settings)
 
 
-def test_sam_is_sam_on_each_task_alone(setting) -> None:
-    """A stack of four gives each task what it gets in a stack of its own: the step uphill has a norm for each."""
-    stacked, _, _, tasks = setting
-    start = shifted_start(stacked.layout)
-    settings = TrajectorySettings(num_steps=4, num_targets=1, batch_size=4, learning_rate=0.02, sam_rho=0.5)
-    together = collect(setting, start, tasks, list(range(4)), settings)
-    plain = dataclasses.replace(settings, sam_rho=0.0)
-    for number, task in enumerate(tasks):
-        (alone,) = collect(setting, start, [task], [number], settings)
-        np.testing.assert_allclose(together[number]["weights"], alone["weights"], rtol=1e-4, atol=1e-4)
-        (without,) = collect(setting, start, [task], [number], plain)
-        assert np.abs(without["weights"][-1] - alone["weights"][-1]).max() > 1e-2
+@pytest.mark.parametrize("sam_rho", [0.0, 0.5])
+def test_a_stack_gives_each_task_what_it_gets_alone(setting: Setting, sam_rho: float) -> None:
+    stacked, codec, examples, tasks = setting
+    settings = dataclasses.replace(SETTINGS, sam_rho=sam_rho)
+    numbers = list(range(3, 3 + len(tasks)))
+    together = collect_trajectories(stacked, codec, examples, tasks, numbers, settings)
+    assert len(together) > 1
+    for number, task, row in zip(numbers, tasks, together):
+        (alone,) = collect_trajectories(stacked, codec, examples, [task], [number], settings)
+        np.testing.assert_allclose(row["weights"], alone["weights"], rtol=1e-3, atol=1e-3)
+        assert row["task"] == number and row["classes"] == list(task.classes) and row["steps"] == [0, 2, 4]
+        assert row["accuracy"] == pytest.approx(alone["accuracy"])
 
 
-def test_views_are_drawn_and_only_the_plain_one_is_judged(setting) -> None:
-    stacked, texts, plain, tasks = setting
-    views = stacked.encode(augmented_views(texts, 3, seed=0), num_views=3)
-    assert len(views) == len(texts) and len(views.counts) == 3 * len(texts)
-    torch.testing.assert_close(views[torch.arange(4)], plain[torch.arange(4)], rtol=1e-5, atol=1e-6)
-    start = shifted_start(stacked.layout)
+def test_a_trajectory_is_adam_on_the_query_of_its_draws(setting: Setting) -> None:
+    """The same in a plain loop, with the loss written out."""
+    stacked, codec, examples, tasks = setting
+    (row,) = collect_trajectories(stacked, codec, examples, tasks[:1], [7], SETTINGS)
+    stack, random = TaskStack(stacked, codec, examples, tasks[:1], SETTINGS), np.random.default_rng((0, 7))
+    optimizer = torch.optim.Adam([stack.coefficients], lr=0.05)
+    kept = [np.ones(codec.filled.numel())]
+    for step in range(1, 5):
+        support, query = stack.draw(step, [random])
+        assert not set(support.rows.flatten().tolist()) & set(query.rows.flatten().tolist())
+        tensors = codec.complete(codec.matrices(stack.coefficients), support, stacked)
+        loss = torch.nn.functional.cross_entropy(stacked.logits(tensors, query)[0], query.labels[0]) / np.log(2)
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 - (step - 1) / 4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step in (2, 4):
+            kept.append(stack.coefficients.detach().flatten().numpy().copy())
+            assert row["losses"][len(kept) - 2] == pytest.approx(loss.item(), rel=1e-3)
+    np.testing.assert_allclose(row["weights"], np.stack(kept), rtol=1e-3, atol=1e-3)
+
+
+def test_views_are_drawn_and_only_the_plain_one_is_judged(setting: Setting) -> None:
+    stacked, codec, plain, tasks = setting
+    views = stacked.encode(augmented_views(text_tasks()[0], 3, seed=0), num_views=3)
     # A learning rate of next to nothing: what is judged is the start, which must not depend on the views.
-    settings = TrajectorySettings(num_steps=2, num_targets=1, batch_size=6, learning_rate=1e-12)
-    features = stacked.features_of_all(start, plain)
-    found = [
-        collect_trajectories(stacked, one, start, features, tasks, list(range(4)), settings) for one in (plain, views)
-    ]
+    settings = dataclasses.replace(SETTINGS, learning_rate=1e-12)
+    numbers = list(range(len(tasks)))
+    found = [collect_trajectories(stacked, codec, one, tasks, numbers, settings) for one in (plain, views)]
     assert [row["accuracy"] for row in found[0]] == [row["accuracy"] for row in found[1]]
     assert [row["losses"] for row in found[0]] != [row["losses"] for row in found[1]]
+    assert all(row["accuracy"] == row["start_accuracy"] for row in found[0])
 
 
-def test_training_accuracy_is_that_of_the_last_segment(setting) -> None:
-    """Letters tell the classes of a task apart: trained long enough, all are right, which they are not at the start."""
-    stacked, _, _, tasks = setting
-    start = shifted_start(stacked.layout)
-    first = TrajectorySettings(num_steps=1, num_targets=1, batch_size=16, learning_rate=0.05, imprint_scale=0.0)
-    long = dataclasses.replace(first, num_steps=60, num_targets=3)
-    early, late = (collect(setting, start, tasks, list(range(4)), one) for one in (first, long))
-    assert [row["train_accuracy"] for row in late] == [1.0] * 4
-    for row, task in zip(early, tasks):
-        assert row["losses"] == pytest.approx([np.log(len(task.classes))]) and row["train_accuracy"] < 1
+def test_the_loss_falls_along_a_trajectory(setting: Setting) -> None:
+    stacked, codec, examples, tasks = setting
+    long = dataclasses.replace(SETTINGS, num_steps=60, num_targets=6, shots=(3, 3))
+    rows = collect_trajectories(stacked, codec, examples, tasks, list(range(len(tasks))), long)
+    losses = np.array([row["losses"] for row in rows])
+    assert losses[:, -2:].mean() < 0.9 * losses[:, :2].mean()
 
 
-def test_a_first_adapter_is_as_peft_makes_it(setting) -> None:
-    layout = setting[0].layout
-    tensors, again, other = (initial_adapter(layout, seed) for seed in (0, 0, 1))
-    for key, shape in layout.lora_shapes.items():
-        assert tensors[key].shape == (1, *shape) and tensors[key].equal(again[key])
-        if "lora_B" in key:
-            assert (tensors[key] == 0).all()
-        else:  # uniform within 1 / sqrt(16)
-            assert 0.2 < tensors[key].abs().max() <= 0.25 and not tensors[key].equal(other[key])
-
-
-def test_divergence_is_an_error(setting) -> None:
-    stacked, _, _, tasks = setting
-    settings = TrajectorySettings(num_steps=3, num_targets=1, batch_size=4, learning_rate=1e30)
-    start = initial_adapter(stacked.layout)
+def test_divergence_is_an_error(setting: Setting) -> None:
+    stacked, codec, examples, tasks = setting
+    settings = dataclasses.replace(SETTINGS, learning_rate=float("inf"))
     with pytest.raises(ValueError, match="diverged"):
-        collect(setting, start, tasks[:1], [0], settings)
+        collect_trajectories(stacked, codec, examples, tasks[:1], [0], settings)
 
 
-@pytest.mark.parametrize("make, config", [(tiny_backbone, tiny_lora_config()), (tiny_language_model, llama_config())])
-def test_the_shared_adapter_learns(make, config) -> None:
-    backbone = make()
-    stacked = StackedLora(backbone, AdapterLayout.from_model(backbone.model, config, backbone.head_name))
-    texts, tasks = text_tasks(80)
-    # For a language model the classes are always the same words, so that there is something to learn.
-    tasks = [task for task in tasks if task.group == "north" and len(task.classes) == 2] * 60
-    losses = []
-    tensors, scale = train_shared_adapter(
-        stacked, stacked.encode(texts), tasks, 60, 0.02, on_step=lambda step, loss: losses.append(loss)
-    )
-    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
-    assert tensors.keys() == stacked.layout.lora_shapes.keys()
-    assert (abs(scale - 10) > 0.1) == (not backbone.is_causal_lm)  # learnt along, where there is one
+def test_a_language_model_has_trajectories_without_heads() -> None:
+    stacked, codec, examples, tasks = make(tiny_language_model(), llama_config())
+    rows = collect_trajectories(stacked, codec, examples, tasks[:2], [0, 1], SETTINGS)
+    assert np.abs(rows[0]["weights"][-1] - 1).max() > 0.01
 
 
 def test_language_model_classes_need_words_that_differ() -> None:

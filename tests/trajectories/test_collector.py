@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet
 import pytest
+from datasets import load_dataset
 from fake_hub import FakeHub
 from scripts import (
     CLASSES,
@@ -23,6 +24,7 @@ from scripts import (
     save_backbone,
     start,
     write_letters,
+    write_split,
 )
 from tiny import tiny_backbone
 
@@ -47,7 +49,9 @@ class Setting:
         self.sources = [Source(str(write_letters(root / "source", backbone)), group_column="domain")]
 
     def arguments(self, folder: Path, **changes) -> TrajectoryArguments:
-        values = {"shared_steps": 60, "max_train_steps": 24, "num_tasks": NUM_TASKS}
+        values = {"shared_steps": 40, "validation_steps": 10, "max_train_steps": 24, "num_tasks": NUM_TASKS}
+        values |= {"held_out_domains": DOMAINS[2:], "validation_domains": DOMAINS[2:], "num_validation_episodes": 2}
+        values |= {"validation_tasks": ["2x1"], "train_domains": None}
         return collecting(self.backbone, folder, **(values | changes))
 
     def collect(self, folder: Path, **changes) -> TrajectoryFolder:
@@ -110,7 +114,7 @@ def test_the_script_makes_what_the_collector_makes_and_tells_it(
 ) -> None:
     printed = call(*setting.command(tmp_path / "run"))
     assert visible(tmp_path / "run") == visible(straight)
-    trajectories, made = load_trajectories(str(straight / "trajectories"))
+    trajectories, made, _ = load_trajectories(str(straight / "trajectories"))
     assert f"{NUM_TASKS} trajectories" in printed and len(trajectories) == NUM_TASKS
     for group in set(trajectories["group"][:]):
         count = list(trajectories["group"][:]).count(group)
@@ -127,8 +131,9 @@ def test_a_run_that_is_killed_twice_continues_to_the_same_bytes(
     command = setting.command(folder, cache_dir=hidden)  # the undisturbed run has the hidden states in memory
     process = start(*command)
     wait_for(process, lambda: any(hidden.glob("*.npy")))
+    wait_for(process, lambda: (folder / "shared_checkpoint.safetensors").exists())
     kill(process)  # the shared start is on its way
-    assert visible(folder) == {}
+    assert visible(folder).keys() == {"shared_checkpoint.safetensors"}
     (folder / ".shared_adapter.safetensors.part").write_bytes(b"half")
     process = start(*command)
     wait_for(process, lambda: len(list(folder.glob("trajectories/data/*.parquet"))) >= 2)
@@ -141,7 +146,7 @@ def test_a_run_that_is_killed_twice_continues_to_the_same_bytes(
     setting.collect(folder, cache_dir=hidden)
     assert len(shards(folder)) == NUM_TASKS / 2 and visible(folder) == visible(straight)
     assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing was computed twice
-    assert len(list(hidden.glob("*.npy"))) == 1
+    assert len(list(hidden.glob("*.npy"))) == 2  # of the training and of the validation examples
 
 
 def test_two_processes_make_what_one_does_and_one_finishes_what_two_began(
@@ -176,30 +181,34 @@ def test_more_tasks_extend_the_data_set_and_go_to_the_hub(
     setting.collect(folder, num_tasks=NUM_TASKS + 3, push_to_hub=True, hub_dataset_id="tester/trajectories")
     assert whole.items() < shards(folder).items()
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    local, record = load_trajectories(str(folder / "trajectories"))
+    local, record, _ = load_trajectories(str(folder / "trajectories"))
     assert local["task"][:].tolist() == list(range(NUM_TASKS + 3))
-    pushed, made = load_trajectories("tester/trajectories")
-    assert made == record and pushed.features == local.features
+    pushed, made, codec = load_trajectories("tester/trajectories")
+    assert made == record and codec.head.feature_norm > 0 and pushed.features == local.features
     for one, two in zip(pushed.with_format(None), local.with_format(None), strict=True):
         assert one == two
 
 
-def test_a_disk_or_a_folder_that_cannot_be_written_is_one_clear_line(setting: Setting, tmp_path: Path) -> None:
+def test_a_disk_or_a_folder_that_cannot_be_written_is_one_clear_line(
+    setting: Setting, straight: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
+    (tmp_path / "shard").mkdir()
+    shutil.copy(straight / "shared_adapter.safetensors", tmp_path / "shard")  # its checkpoint is larger than a shard
     commands = {
         "below": setting.command(tmp_path / "file" / "below"),
         "start": setting.command(tmp_path / "start"),
         "shard": setting.command(tmp_path / "shard"),
         "huge": setting.command(tmp_path / "huge", num_tasks=10**9),
     }
-    # 1500 bytes are fewer than the shared start takes, 6000 more than that but fewer than a shard.
-    ended = run_each(commands, {"start": 1500, "shard": 6000})
+    # The first are fewer bytes than a checkpoint of the shared start takes, the second fewer than a shard.
+    ended = run_each(commands, {"start": 1500, "shard": 5000})
     said = {name: text for name, (_, _, text) in ended.items()}
     for name, (code, printed, text) in ended.items():
         assert code == 1 and not printed
         assert text.splitlines()[-1].startswith("error: ") and "Traceback" not in text, name
     assert "Not a directory" in said["below"]
-    for name, file in (("start", "shared_adapter.safetensors"), ("shard", "train-000000-000001.parquet")):
+    for name, file in (("start", "shared_checkpoint.safetensors"), ("shard", "train-000000-000001.parquet")):
         line = said[name].splitlines()[-1]
         assert f"{file}: File too large" in line and "run the same command again" in line
     assert [path.name for path in (tmp_path / "start").rglob("*")] == [".lock"]
@@ -212,7 +221,7 @@ def test_a_disk_or_a_folder_that_cannot_be_written_is_one_clear_line(setting: Se
     "changes, message",
     [
         ({"rank": 3}, "lora_config.r is 2 there, 3 here"),
-        ({"learning_rate": 0.5}, "settings.learning_rate is 0.001 there, 0.5 here"),
+        ({"learning_rate": 0.5}, "settings.learning_rate is 0.05 there, 0.5 here"),
         ({"num_targets": 2}, "settings.num_targets is 3 there, 2 here"),
     ],
 )
@@ -230,8 +239,14 @@ def test_other_settings_in_the_same_folder_are_named(
 def test_leaks_and_unknown_domains_are_named(setting: Setting, tmp_path: Path) -> None:
     classes = ", ".join(f"'{DOMAINS[1]}/{DOMAINS[1]}_{number}'" for number in range(CLASSES))
     for changes, message in (
-        ({"held_out_domains": DOMAINS[1:]}, f"training and held_out share the classes .{classes}"),
-        ({"train_domains": None, "held_out_domains": ["east"]}, r"no domains \['east'\] to hold out"),
+        (
+            {"train_domains": DOMAINS[:2], "held_out_domains": DOMAINS[1:]},
+            f"training and held_out share the classes .{classes}",
+        ),
+        (
+            {"train_domains": None, "held_out_domains": ["east"], "validation_domains": None},
+            r"no domains \['east'\] to hold out",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             setting.collect(tmp_path / "run", **changes)
@@ -239,18 +254,42 @@ def test_leaks_and_unknown_domains_are_named(setting: Setting, tmp_path: Path) -
 
 
 def test_a_dry_run_tells_and_writes_nothing(setting: Setting, tmp_path: Path) -> None:
-    printed = call(*setting.command(tmp_path / "dry", max_stack_size=999), "--dry_run")
-    plenty = {line[:16].strip(): line[17:] for line in printed.splitlines()}
-    assert list(plenty) == ["tasks", "examples", "weights", "stacks", "data set", "estimated time"]
-    assert plenty["tasks"] == f"{NUM_TASKS}, of 8 classes in 2 groups"
-    assert plenty["weights"].startswith("128 LoRA weights in 8 tokens")
-
-    def dry_run(budget: float) -> dict[str, str]:
-        arguments = setting.arguments(tmp_path / "dry", max_stack_size=999, memory_budget=budget)
-        return TrajectoryCollector(arguments, setting.sources).dry_run()
-
-    sizes = [int(found["stacks"].split()[0]) for found in (dry_run(0.0005), plenty)]
-    assert 1 <= sizes[0] < sizes[1]
-    with pytest.raises(ValueError, match="One task takes .* more than the budget"):
-        dry_run(0.00001)
+    printed = call(*setting.command(tmp_path / "dry"), "--dry_run")
+    told = {line[:16].strip(): line[17:] for line in printed.splitlines()}
+    assert list(told) == ["tasks", "examples", "weights", "data set", "estimated time"]
+    assert told["tasks"] == f"{NUM_TASKS}, of 8 classes in 2 groups"
+    assert told["weights"] == "4 numbers in 2 tokens, for 128 of LoRA"
     assert not (tmp_path / "dry").exists()
+
+
+def test_texts_of_a_test_set_are_left_out_and_counted(
+    setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    table = load_dataset(setting.sources[0].dataset_name)["train"]
+    write_split(
+        tmp_path / "test_set", "test", table.select([0, 1]).map(lambda row: {"text": row["text"].upper() + " !"})
+    )
+    name = str(tmp_path / "test_set")
+    arguments = setting.arguments(tmp_path / "run", exclude_texts_of=[name], shared_steps=1, num_tasks=2)
+    collector = TrajectoryCollector(arguments, setting.sources)
+    left_out = {row["text"] for row in table.select([0, 1])}
+    assert not left_out & set(collector.table["input"][:]) and collector.removed >= 2
+    collector.collect()
+    assert f"{collector.removed} training rows are texts of {name}: left out." in capsys.readouterr().out
+    _, made, _ = load_trajectories(str(tmp_path / "run" / "trajectories"))
+    assert made["exclude_texts_of"] == [name]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"crossed_share": 0.5, "ways": [3, 4]}, "crossed_share needs ways from 2 on"),
+        ({"own_share": 1.5}, "own_share is 1.5: expected a share from 0 to 1"),
+        ({"held_out_domains": []}, r"validation_domains has \['west'\], which held_out_domains has not"),
+    ],
+)
+def test_arguments_that_contradict_each_other_are_refused(
+    setting: Setting, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        setting.arguments(tmp_path / "run", **changes)

@@ -8,41 +8,41 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import DatasetCard
-from random_trajectories import DESCRIPTION, MAX_WAYS, check_rows, files, filled, layout_of, random_rows
+from random_trajectories import DESCRIPTION, check_rows, codec_of, files, filled, random_rows
 
-from mcdi_hf import AdapterLayout
+from mcdi_hf import AdapterCodec
 from mcdi_hf.trajectories.dataset import load_trajectories
 from mcdi_hf.trajectories.description import package_versions
 from mcdi_hf.trajectories.folder import TrajectoryFolder
 
 
 @pytest.fixture(scope="module")
-def layout() -> AdapterLayout:
-    return layout_of()
+def codec() -> AdapterCodec:
+    return codec_of()
 
 
-def test_an_interrupted_collection_gives_the_same_bytes(layout: AdapterLayout, tmp_path: Path) -> None:
-    filled(tmp_path / "straight" / "all", layout, range(2), range(2, 4)).finish()
+def test_an_interrupted_collection_gives_the_same_bytes(codec: AdapterCodec, tmp_path: Path) -> None:
+    filled(tmp_path / "straight" / "all", codec, range(2), range(2, 4)).finish()
     again = tmp_path / "again" / "all"
-    filled(again, layout, range(2))
+    filled(again, codec, range(2))
     # What a kill between the first byte and the move leaves behind.
     (again / "data" / ".train-000002-000003.parquet.part").write_bytes(b"PAR1 and no end")
-    continued = TrajectoryFolder.create(again, layout, MAX_WAYS, DESCRIPTION)
+    continued = TrajectoryFolder.create(again, codec, DESCRIPTION)
     assert continued.numbers == {0, 1}
     assert len(load_trajectories(str(again))[0]) == 2
-    continued.append(random_rows(layout, range(2, 4)))
+    continued.append(random_rows(codec, range(2, 4)))
     continued.finish()
     assert continued.numbers == {0, 1, 2, 3}
     assert files(again) == files(tmp_path / "straight" / "all")
     assert len(load_trajectories(str(again))[0]) == 4  # not the cached two
 
 
-def test_the_card_tells_how_the_trajectories_were_made(layout: AdapterLayout, tmp_path: Path) -> None:
-    trajectories = filled(tmp_path / "letters", layout, range(4))
+def test_the_card_tells_how_the_trajectories_were_made(codec: AdapterCodec, tmp_path: Path) -> None:
+    trajectories = filled(tmp_path / "letters", codec, range(4))
     assert "has not been finished" in (tmp_path / "letters" / "README.md").read_text()
     trajectories.finish()
     summary = trajectories.summary()
-    rows = random_rows(layout, range(4))
+    rows = random_rows(codec, range(4))
     assert summary["tasks"] == 4 and summary["groups"] == {"north": 2, "south": 2}
     assert summary["accuracy"] == (0.375, 0.125) and summary["train_accuracy"] == (0.75, 0.0)
     assert summary["losses"].keys() == {4, 8, 12}
@@ -58,28 +58,29 @@ def test_the_card_tells_how_the_trajectories_were_made(layout: AdapterLayout, tm
         "| `settings.learning_rate` | `0.001` |",
         '| `sources.0.groups` | `["north", "a\\|b"]` |',
         'load_trajectories("letters")',
-        "the LoRA matrices, the head's weight and its bias, zeros up to the width of 4 classes |",
+        "`(steps, 8)`: the coefficients z, module by module",
+        "| the same of the shared adapter | 0.125 (0.000) |",
     ):
         assert line in card.text
     assert "lora_config.bias" not in card.text and "has not been finished" not in card.text
 
 
-def test_a_folder_of_other_settings_is_not_continued(layout: AdapterLayout, tmp_path: Path) -> None:
-    filled(tmp_path / "all", layout, range(2))
+def test_a_folder_of_other_settings_is_not_continued(codec: AdapterCodec, tmp_path: Path) -> None:
+    filled(tmp_path / "all", codec, range(2))
     before = files(tmp_path)
     changed = {"settings": {"learning_rate": 0.01, "seeds": (0, 1)}, "extra": 1}
     with pytest.raises(ValueError) as raised:
-        filled(tmp_path / "all", layout_of(r=3), **changed)
+        filled(tmp_path / "all", codec_of(r=3), **changed)
     message = str(raised.value)
     assert "settings.learning_rate is 0.001 there, 0.01 here" in message and "extra is missing there" in message
     assert "layer.1.attention.self.query.rank is 2 there, 3 here" in message and "another folder" in message
     assert "seeds" not in message and files(tmp_path) == before
 
 
-def test_a_folder_of_other_things_is_left_alone(layout: AdapterLayout, tmp_path: Path) -> None:
+def test_a_folder_of_other_things_is_left_alone(codec: AdapterCodec, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(ValueError, match="holds other files and no trajectories.json"):
-        TrajectoryFolder.create(tmp_path, layout, MAX_WAYS, {})
+        TrajectoryFolder.create(tmp_path, codec, {})
     assert files(tmp_path) == {"README.md": b"mine"}
 
 
@@ -89,35 +90,34 @@ def test_a_folder_of_other_things_is_left_alone(layout: AdapterLayout, tmp_path:
         ({"task": 1}, r"successive numbers; got \[1, 3\]"),
         ({"task": 4}, r"successive numbers; got \[4, 3\]"),
         ({"weights": np.full((3, 900), np.nan, dtype=np.float32)}, "weights of shape"),
-        ({"classes": ["a"] * 5}, "Task 2 has 5 classes; expected 1 to 4"),
         ({"losses": [0.5]}, "1 losses"),
         ({"steps": [0, 1]}, "2 steps"),
     ],
 )
-def test_rows_that_do_not_fit_are_refused(layout: AdapterLayout, tmp_path: Path, change: dict, message: str) -> None:
-    trajectories = filled(tmp_path / "all", layout, range(2))
+def test_rows_that_do_not_fit_are_refused(codec: AdapterCodec, tmp_path: Path, change: dict, message: str) -> None:
+    trajectories = filled(tmp_path / "all", codec, range(2))
     before = files(tmp_path)
-    first, second = random_rows(layout, range(2, 4))
+    first, second = random_rows(codec, range(2, 4))
     with pytest.raises(ValueError, match=message):
         trajectories.append([first | change, second])
     assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_diverged_are_refused(layout: AdapterLayout, tmp_path: Path, value: float) -> None:
-    trajectories = filled(tmp_path / "all", layout)
-    rows = random_rows(layout, range(2))
+def test_weights_that_diverged_are_refused(codec: AdapterCodec, tmp_path: Path, value: float) -> None:
+    trajectories = filled(tmp_path / "all", codec)
+    rows = random_rows(codec, range(2))
     rows[1]["weights"][-1, 5] = value
     with pytest.raises(ValueError, match="weights of task 1 are not finite"):
         trajectories.append(rows)
     assert trajectories.numbers == set()
 
 
-def test_tasks_that_are_there_are_refused(layout: AdapterLayout, tmp_path: Path) -> None:
-    trajectories = filled(tmp_path / "all", layout, range(3))
+def test_tasks_that_are_there_are_refused(codec: AdapterCodec, tmp_path: Path) -> None:
+    trajectories = filled(tmp_path / "all", codec, range(3))
     before = files(tmp_path)
     with pytest.raises(ValueError, match=r"holds the tasks \[2\] already"):
-        trajectories.append(random_rows(layout, range(2, 5)))
+        trajectories.append(random_rows(codec, range(2, 5)))
     assert files(tmp_path) == before
 
 
@@ -126,17 +126,17 @@ APPEND_WITH_LIMIT = """
 import resource, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from random_trajectories import layout_of, random_rows
+from random_trajectories import codec_of, random_rows
 from mcdi_hf.trajectories.folder import TrajectoryFolder
 
-rows = random_rows(layout_of(), range(2, 4))
+rows = random_rows(codec_of(), range(2, 4))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 TrajectoryFolder(Path(sys.argv[1])).append(rows)
 """
 
 
-def test_a_full_disk_leaves_whole_shards_only(layout: AdapterLayout, tmp_path: Path) -> None:
-    filled(tmp_path / "all", layout, range(2))
+def test_a_full_disk_leaves_whole_shards_only(codec: AdapterCodec, tmp_path: Path) -> None:
+    filled(tmp_path / "all", codec, range(2))
     before = files(tmp_path)
     tests = Path(__file__).parent
     command = [sys.executable, "-c", APPEND_WITH_LIMIT, str(tmp_path / "all"), str(tests), str(tests.parent)]
@@ -145,14 +145,14 @@ def test_a_full_disk_leaves_whole_shards_only(layout: AdapterLayout, tmp_path: P
     assert failed.returncode == 1 and "train-000002-000003.parquet: File too large" in message
     assert "written before is whole" in message and "run the same command again" in message
     assert files(tmp_path) == before
-    filled(tmp_path / "all", layout, range(2, 4))
-    check_rows(list(load_trajectories(str(tmp_path / "all"), layout)[0]), layout, range(4))
+    filled(tmp_path / "all", codec, range(2, 4))
+    check_rows(list(load_trajectories(str(tmp_path / "all"))[0]), codec, range(4))
 
 
-def test_a_folder_below_a_file_is_a_clear_error(layout: AdapterLayout, tmp_path: Path) -> None:
+def test_a_folder_below_a_file_is_a_clear_error(codec: AdapterCodec, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="Could not write .*trajectories.json: Not a directory"):
-        TrajectoryFolder.create(tmp_path / "file" / "all", layout, MAX_WAYS, DESCRIPTION)
+    with pytest.raises(OSError, match="Could not write .*codec: Not a directory"):
+        TrajectoryFolder.create(tmp_path / "file" / "all", codec, DESCRIPTION)
 
 
 def test_package_versions_are_those_installed() -> None:

@@ -6,10 +6,9 @@ from mcdi_hf.trajectories.collect import sam_perturbation
 
 
 def test_sam_steps_as_far_for_a_small_gradient_as_for_a_large_one() -> None:
-    gradients = [torch.tensor([[3.0, 0.0], [0.0, 0.0], [0.0, 0.0]]), torch.tensor([[[4.0]], [[1e-3]], [[0.0]]])]
-    first, second = sam_perturbation(gradients, 0.5)  # norms 5, 0.001 and 0
-    torch.testing.assert_close(first, torch.tensor([[0.3, 0.0], [0.0, 0.0], [0.0, 0.0]]))
-    torch.testing.assert_close(second, torch.tensor([[[0.4]], [[0.5]], [[0.0]]]))
+    gradient = torch.tensor([[[3.0, 4.0]], [[0.0, 1e-3]], [[0.0, 0.0]]])  # norms 5, 0.001 and 0
+    expected = torch.tensor([[[0.3, 0.4]], [[0.0, 0.5]], [[0.0, 0.0]]])
+    torch.testing.assert_close(sam_perturbation(gradient, 0.5), expected)
 
 
 def test_the_step_goes_where_the_loss_rises_most() -> None:
@@ -17,7 +16,7 @@ def test_the_step_goes_where_the_loss_rises_most() -> None:
     hessian = torch.diag(torch.tensor([4.0, 1.0]))
     point = torch.tensor([[1.0, 2.0]])
     gradient = point @ hessian  # (4, 2), of norm sqrt(20)
-    (step,) = sam_perturbation([gradient], 0.1)
+    step = sam_perturbation(gradient, 0.1)
     expected = torch.tensor([[4.0, 2.0]]) * 0.1 / 20**0.5
     torch.testing.assert_close(step, expected)
     torch.testing.assert_close((point + step) @ hessian, gradient + expected @ hessian)

@@ -68,7 +68,11 @@ class TrajectoryCollector:
             name: getattr(args, name)
             for name in ("ways", "shots", "queries_per_class", "two_way_share", "crossed_share", "seed")
         }
-        self.sampler = self._sampler(drawn)
+        inputs = inputs_of(self.table) if args.crossed_share else None
+        self.sampler = stack_sampler(self.rows, sources, drawn, inputs, args.seed)
+        # A trajectory's optimiser has steps of its own, with heads and queries, on what its query leaves.
+        longer = LabelledRows(self.table, "label", "group", None, "domain", args.min_rows + args.queries_per_class)
+        self.trajectory_sampler = stack_sampler(longer, sources, drawn | {"crossed_share": 0}, None, args.seed)
         self.stacked, self.codec = _adapted_backbone(args, self.state.device)
         self.description = {
             **where,
@@ -151,16 +155,12 @@ class TrajectoryCollector:
             "estimated time": f"{minutes:.1f} min on one process, without the shared start",
         }
 
-    def _sampler(self, drawn: dict) -> StackSampler:
-        inputs = inputs_of(self.table) if drawn["crossed_share"] else None
-        return stack_sampler(self.rows, self.sources, drawn, inputs, drawn["seed"])
-
     def _tasks(self, stack: int) -> list[Task]:
         """The tasks of one stack of trajectories: of as many classes, each with most of the rows that it has."""
         args = self.args
         random = np.random.default_rng((args.seed, stack, 4))
-        ways = self.sampler.draw_ways(random)
-        return [self.sampler.sampler.draw(ways, args.examples_per_class, random) for _ in range(args.stack_size)]
+        ways, draw = self.trajectory_sampler.draw_ways(random), self.trajectory_sampler.sampler.draw
+        return [draw(ways, args.examples_per_class, random) for _ in range(args.stack_size)]
 
     def _other_domains(self, sources: list[Source]) -> list[str]:
         known, held_out = domains_of(sources), self.args.held_out_domains
@@ -190,14 +190,15 @@ class TrajectoryCollector:
             if not path.exists():
                 tensors, head = self._train_shared_start(examples, made)
                 tensors = {key: value.cpu().contiguous() for key, value in tensors.items()}
-                content = save(tensors, {"made": json.dumps(made), "head": json.dumps(asdict(head))})
+                # one entry, since safetensors keep no order of several
+                content = save(tensors, {"made": json.dumps({"made": made, "head": asdict(head)})})
                 write_file(path, lambda file: file.write(content))
             with safe_open(path, "pt") as file:
-                there, head = (json.loads(file.metadata()[name]) for name in ("made", "head"))
+                told = json.loads(file.metadata()["made"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
-        if different := differences(there, made):
+        if different := differences(told["made"], made):
             raise ValueError(f"{path} was made otherwise: {'; '.join(different)}. Choose another output_dir.")
-        return tensors, RidgeHead(**head)
+        return tensors, RidgeHead(**told["head"])
 
     def _train_shared_start(self, examples: EncodedExamples, made: dict) -> tuple[dict[str, torch.Tensor], RidgeHead]:
         args = self.args

@@ -189,7 +189,7 @@ class SharedStart:
     def result(self) -> tuple[dict[str, torch.Tensor], RidgeHead]:
         """The best adapter, key -> `(1, *shape)`, and its head; the last one if it was never validated."""
         kept = self.best or {name: value.detach() for name, value in self._learnt().items()}
-        scalars = {name: kept[name].item() for name in SCALARS}
+        scalars = {name: kept.get(name, value).item() for name, value in self.scalars.items()}
         return {key: kept[key] for key in self.tensors}, RidgeHead(**scalars, feature_norm=self.norm)
 
     def save(self, path: Path, made: dict) -> None:

@@ -48,8 +48,11 @@ def write_folder(folder: Path, write: Callable[[Path], object], last: str) -> No
     The file `last`, that no loader goes without, leaves the folder first and comes last: a folder that a kill
     leaves is as it was, or whole, or has no such file. A failed write is always an `OSError`, from safetensors too.
     """
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))
+    try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))
+    except OSError as error:
+        raise OSError(error.errno, could_not_write(folder, error.strerror)) from error
     try:
         write(beside)
         paths = sorted((path for path in beside.rglob("*") if path.is_file()), key=lambda path: path == beside / last)
