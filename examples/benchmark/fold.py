@@ -3,17 +3,18 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from generators import Generator
 from safetensors.torch import load_file, save
 from splits import Memory, Sizes, Split, Tensors, sources_below
 
-from mcdi_hf import EpisodeSampler, FrozenBackbone, LabelledRows, MCDiPipeline, Source, load_trajectories
+from mcdi_hf import FrozenBackbone, LabelledRows, MCDiPipeline, Source, load_trajectories
 from mcdi_hf.data.encoded import EncodedExamples
 from mcdi_hf.data.sources import inputs_of, training_table
-from mcdi_hf.trajectories.dataset import final_adapters
-from mcdi_hf.trajectories.shared import imprint_scale_for, initial_adapter
+from mcdi_hf.data.stacks import StackSampler, stack_sampler
+from mcdi_hf.trajectories.dataset import local_targets
 from mcdi_hf.utils.files import write_file
 
 
@@ -23,21 +24,18 @@ class Training:
 
     Attributes:
         examples (`EncodedExamples`), rows (`LabelledRows`): The training examples, and the tasks that they make.
-        ways (`tuple[int, int]`): The least and the greatest number of classes.
+        sampler (`StackSampler`): Draws tasks as the shared start saw them.
         supports (`list`): The rows of every training task, by class.
-        adapters (`dict[str, torch.Tensor]`): The training adapters' LoRA matrices, key -> `(training tasks, *shape)`.
-        shared_start (`dict`): The `steps`, `shots` and `learning_rate` of the adapter that all of them start from.
+        coefficients (`torch.Tensor`): Of the training adapters: `(training tasks, num_tokens, token_dim)`.
+        shared_start (`dict`): The `steps`, `tasks_per_step` and `learning_rate` of the adapter that all start from.
     """
 
     examples: EncodedExamples
     rows: LabelledRows
-    ways: tuple[int, int]
+    sampler: StackSampler
     supports: list
-    adapters: Tensors
+    coefficients: torch.Tensor
     shared_start: dict
-
-    def sampler(self, shots: tuple[int, int], queries: int, seed: int) -> EpisodeSampler:
-        return EpisodeSampler(self.rows, self.ways, shots, queries, seed)
 
 
 class Fold(Memory):
@@ -56,8 +54,7 @@ class Fold(Memory):
         self.backbone_folder = generator.backbone
         pipe = self.pipeline("Mc-Di", generator.seeds[0])
         self.backbone, self.stacked, self.codec = pipe.backbone, pipe.stacked, pipe.codec
-        self.frozen = initial_adapter(self.codec.layout)  # does nothing: lora_B is zero
-        self.frozen_scale = imprint_scale_for(self.stacked, self.frozen, self.split("validation").examples)
+        self.frozen = self.codec.frozen_adapter()
 
     def pipeline(self, objective: str, seed: int) -> MCDiPipeline:
         """A generator, all of them on one backbone."""
@@ -100,8 +97,7 @@ class Fold(Memory):
             raise ValueError(f"The generators of {self.generator.name!r} were trained on {shared}: judge on others.")
 
     def _trajectories(self) -> tuple:
-        layout = self.pipeline("Mc-Di", self.generator.seeds[0]).codec.layout
-        return self.once("trajectories", lambda: load_trajectories(str(self.generator.trajectories), layout))
+        return self.once("trajectories", lambda: load_trajectories(str(self.generator.trajectories)))
 
     @property
     def training(self) -> Training:
@@ -109,15 +105,18 @@ class Fold(Memory):
         return self.once("training", self._training)
 
     def _training(self) -> Training:
-        trajectories, description = self._trajectories()
+        trajectories, description, codec = self._trajectories()
         sources = sources_below(self.args.data_root, description["sources"])
-        table, spans = training_table(description | {"sources": [vars(one) for one in sources]})
-        rows = LabelledRows(table, "label", "group", spans["train"], "domain")
+        own = {"sources": [vars(one) for one in sources]}
+        own["exclude_texts_of"] = [
+            str(self.args.data_root / Path(one).name) for one in description["exclude_texts_of"]
+        ]
+        table = training_table(description | own)[0]
+        rows = LabelledRows(table, "label", "group", None, "domain", description["tasks"]["min_rows"])
         examples = self.stacked.encode(inputs_of(table), cache_dir=self.args.cache_dir)
-        ends = final_adapters(trajectories, self.codec.layout)
-        adapters = {key: torch.cat([end[key] for end in ends]) for key in self.codec.layout.lora_shapes}
-        ways, supports = tuple(description["tasks"]["ways"]), trajectories["support"][:]
-        return Training(examples, rows, ways, supports, adapters, description["shared_start"])
+        coefficients = local_targets(trajectories, codec)[:, -1].to(self.stacked.device)
+        sampler = stack_sampler(rows, sources, description["tasks"], inputs_of(table), description["tasks"]["seed"])
+        return Training(examples, rows, sampler, trajectories["support"][:], coefficients, description["shared_start"])
 
     def kept(self, name: str, make: Callable[[], Tensors]) -> Tensors:
         """Tensors that are made once, and kept in a file beside the generators."""

@@ -4,7 +4,7 @@ import torch
 from fold import Fold
 from methods import MAIN
 from methods.controls import noised
-from methods.nearest import nearest_adapters
+from methods.nearest import nearest_coefficients
 from splits import Split
 
 from mcdi_hf import AdapterLayout, Task
@@ -26,15 +26,13 @@ def memorised(split: Split, fold: Fold, tasks: list[Task], seed: int, noise_scal
     Returns:
         For JSON: a distance a task, or a training task, and [`error_overlap`].
     """
-    layout, training, pipe = fold.stacked.layout, fold.training.adapters, fold.pipeline(MAIN.objective, seed)
-    support, query, nearest = split.support(tasks), split.query(tasks), nearest_adapters(split, fold, tasks)
+    layout, known, pipe = fold.stacked.layout, fold.training.coefficients, fold.pipeline(MAIN.objective, seed)
+    support, query, nearest = split.support(tasks), split.query(tasks), nearest_coefficients(split, fold, tasks)
     made = MAIN.adapters(pipe, support, support, torch.Generator().manual_seed(seed))
-    copies = noised(nearest, training, noise_scale, torch.Generator().manual_seed(seed))
-    head = fold.stacked.free_heads(support, fold.codec.config.imprint_scale, nearest)
-    right = [
-        fold.stacked.logits(own, query).argmax(dim=-1) == query.labels
-        for own in (made, nearest | dict(zip(layout.head_keys, head)))
-    ]
+    copies = fold.codec.matrices(noised(nearest, known, noise_scale, torch.Generator().manual_seed(seed)))
+    own = fold.codec.complete(fold.codec.matrices(nearest), support, fold.stacked)
+    right = [fold.stacked.logits(one, query).argmax(dim=-1) == query.labels for one in (made, own)]
+    training = fold.codec.matrices(known)
     between = fold.once("between", lambda: weight_distances(layout, training, training).fill_diagonal_(torch.inf))
     distances = {
         NEW: weight_distances(layout, made, training),

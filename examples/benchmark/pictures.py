@@ -16,10 +16,10 @@ COLUMNS = 4
 # Colours that the colour-blind can tell apart (Okabe and Ito): one for all that starts alike.
 BLUE, GREEN, VERMILION, ORANGE, PURPLE, GREY = "#0072B2", "#009E73", "#D55E00", "#E69F00", "#CC79A7", "#777777"
 LOOKS = {
-    "frozen + imprinted head": (GREY, "o"),
+    "frozen + closed-form head": (GREY, "o"),
     "frozen + logistic regression": (GREY, "X"),
-    "one shared adapter": (GREEN, "s"),
-    "mean of the training adapters": (GREEN, "D"),
+    "shared adapter": (GREEN, "s"),
+    "equal shared adapter": (GREEN, "D"),
     "nearest training adapter": (GREEN, "^"),
     "mix of training adapters (LoraHub)": (GREEN, "P"),
     "REPTILE start + gradient steps": (ORANGE, "v"),

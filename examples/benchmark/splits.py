@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from mcdi_hf import AdapterCodec, LabelledRows, Source, StackedLora, Task
-from mcdi_hf.adapters.head import head_logits
+from mcdi_hf.adapters.head import RidgeHead, head_logits
 from mcdi_hf.data.augmentation import augmented_views
 from mcdi_hf.data.episodes import SupportBatch, task_accuracies
+from mcdi_hf.data.kinds import tasks_of_kind
 from mcdi_hf.data.sources import inputs_of, load_table
-from mcdi_hf.training.training_data import tasks_of_kind
 
 
 TASKS_AT_ONCE = 16
@@ -32,7 +32,6 @@ class Sizes:
         setfit_episodes (`int`): Of them for SetFit, and only where a task has at most `setfit_examples`.
         setfit_examples (`int`): See there.
         validation_episodes (`int`): Validation tasks of a kind that a setting is tried on.
-        reptile_steps (`int`): Outer steps of REPTILE on the adapter.
         gradient_steps, gradient_learning_rates (`tuple`): The settings of gradient LoRA to try.
         lorahub_evaluations (`int`): Mixes that LoraHub tries for a task.
         ceiling_steps, ceiling_examples (`int`): Steps of LoRA on all data, and the most examples of a class.
@@ -44,7 +43,6 @@ class Sizes:
     setfit_episodes: int = 2
     setfit_examples: int = 30
     validation_episodes: int = 8
-    reptile_steps: int = 15
     gradient_steps: tuple[int, ...] = (10, 30)
     gradient_learning_rates: tuple[float, ...] = (1e-3, 5e-3)
     lorahub_evaluations: int = 40
@@ -90,7 +88,7 @@ class Split(Memory):
     Args:
         name (`str`): `"validation"` or `"test"`.
         stacked (`StackedLora`): The backbone.
-        codec (`AdapterCodec`): With the mean adapter.
+        codec (`AdapterCodec`): With the shared adapter and its head.
         views (`int`): Views of a support example.
         sources (`list[Source]`), domains (`list[str]`): Where the examples come from.
         splits (`list[str]`): The data sets' splits of supports and, if there are two, of queries.
@@ -133,12 +131,11 @@ class Split(Memory):
         return self.once(name, make)
 
     def support(self, tasks: list[Task]) -> SupportBatch:
-        """The supports of tasks, as the generator takes them: with features under its mean adapter."""
+        """The supports of tasks, as the generator takes them."""
         batch = SupportBatch.from_tasks(tasks, device=self.stacked.device)
-        features = self.features("mean adapter", self.codec.mean_adapter()).mean(dim=0)[batch.rows]
         offsets = range(0, self.examples.num_views * len(self.examples), len(self.examples))
         rows = torch.cat([batch.rows + offset for offset in offsets], dim=1)
-        return replace(batch, rows=rows, features=features, examples=self.examples)
+        return replace(batch, rows=rows, examples=self.examples)
 
     def query(self, tasks: list[Task]) -> SupportBatch:
         batch = SupportBatch.from_tasks(tasks, "query", self.stacked.device)
@@ -151,27 +148,24 @@ class Split(Memory):
         return task_accuracies(self.stacked.logits(tensors, query), query.labels).tolist()
 
     @torch.no_grad()
-    def imprinted(self, tensors: Tensors, tasks: list[Task], scale: float) -> list[float]:
-        """The accuracy of LoRA matrices, key -> `(tasks, *shape)`, with heads that need no training.
-
-        They are imprinted from what each adapter makes of its support, with a sharpness `scale`; a language model's
-        are its verbalizers.
-        """
+    def headed(self, tensors: Tensors, tasks: list[Task]) -> list[float]:
+        """The accuracy of LoRA matrices, key -> `(tasks, *shape)`, with heads in closed form of what each adapter makes of
+        its support; a language model's are its verbalizers."""
         found = []
         for first in range(0, len(tasks), TASKS_AT_ONCE):
             part = tasks[first : first + TASKS_AT_ONCE]
             own = {key: value[first : first + len(part)].to(self.stacked.device) for key, value in tensors.items()}
-            head = self.stacked.free_heads(self.support(part), scale, own)
-            query = self.query(part)
-            logits = head_logits(self.stacked.features(own, query.inputs()), *head, query.class_mask)
-            found += task_accuracies(logits, query.labels).tolist()
+            found += self.whole(self.codec.complete(own, self.support(part), self.stacked), part)
         return found
 
     @torch.no_grad()
-    def free(self, features: torch.Tensor, tasks: list[Task], scale: float) -> list[float]:
+    def free(self, features: torch.Tensor, tasks: list[Task], head: RidgeHead) -> list[float]:
         """The accuracy of one adapter for all tasks, whose `features` [`Split.features`] made, with the same heads."""
         support, query = self.support(tasks), self.query(tasks)
-        support.features = features.mean(dim=0)[support.plain_rows]
-        head = self.stacked.free_heads(support, scale)
-        logits = head_logits(features[0][query.rows], *head, query.class_mask)
+        if self.stacked.backbone.is_causal_lm:
+            heads = self.stacked.verbalizers(support)
+        else:
+            seen = torch.cat([one[support.plain_rows] for one in features], dim=1)
+            heads = head(seen, support.labels.repeat(1, len(features)), support.class_mask)
+        logits = head_logits(features[0][query.rows], *heads, query.class_mask)
         return task_accuracies(logits, query.labels).tolist()

@@ -38,7 +38,7 @@ def seconds_to_adapter(
 ) -> dict[str, float]:
     """Seconds from the examples of one task to an adapter; one query a class is judged besides.
 
-    Every method but SetFit begins with the support's pass through the frozen layers and the mean adapter, so that is
+    Every method but SetFit begins with the support's pass through the frozen layers and the shared adapter, so that is
     added to each.
 
     Args:
@@ -49,8 +49,8 @@ def seconds_to_adapter(
     """
     task = asked_once(task)
     inputs = split.inputs([row for rows in task.support for row in rows])
-    mean, stacked = fold.codec.mean_adapter(), fold.stacked
-    calls = {"": lambda: stacked.features_of_all(mean, stacked.encode(inputs))}
+    shared, stacked = fold.codec.shared_adapter(), fold.stacked
+    calls = {"": lambda: stacked.features_of_all(shared, stacked.encode(inputs))}
     for name, (method, setting) in methods.items():
         calls[name] = lambda method=method, setting=setting: method.accuracies(split, fold, [task], seed, setting)
     found = median_seconds(calls, fold.sizes.timings)

@@ -13,14 +13,15 @@ LABELS = torch.tensor([[0, 0, 1, 1, 2, 2, 2], [1, 0, 0, 1, 1, -1, -1]])
 MASK = torch.tensor([[True, True, True], [True, True, False]])
 
 
-def features() -> torch.Tensor:
-    return torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
+def features(width: int = 5) -> torch.Tensor:
+    """Seven examples: more than features, or fewer."""
+    return torch.randn(2, 7, width, generator=torch.Generator().manual_seed(0))
 
 
-def single(task: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+def single(task: int, width: int) -> tuple[torch.Tensor, torch.Tensor, int]:
     """A task of the batch without its padding: features, labels, classes."""
     known = LABELS[task] >= 0
-    return features()[task, known], LABELS[task, known], int(MASK[task].sum())
+    return features(width)[task, known], LABELS[task, known], int(MASK[task].sum())
 
 
 def ridge_by_hand(own: torch.Tensor, targets: torch.Tensor, shots: float) -> torch.Tensor:
@@ -29,15 +30,16 @@ def ridge_by_hand(own: torch.Tensor, targets: torch.Tensor, shots: float) -> tor
     return torch.linalg.solve(own.T @ own + ridge * torch.eye(own.shape[1]), own.T @ targets)
 
 
+@pytest.mark.parametrize("width", [5, 9])
 @pytest.mark.parametrize("task", [0, 1])
-def test_it_is_ridge_regression_on_centred_features_whatever_the_padding(task: int) -> None:
-    own, labels, classes = single(task)
+def test_it_is_ridge_regression_on_centred_features_whatever_the_padding(task: int, width: int) -> None:
+    own, labels, classes = single(task, width)
     own, mean = own / 2.5, own.mean(dim=0) / 2.5
     targets = torch.nn.functional.one_hot(labels, classes) - 1 / classes
     weight = ridge_by_hand(own - mean, targets, len(labels) / classes)
-    queries = torch.randn(2, 4, 5)
+    queries = torch.randn(2, 4, width)
     expected = math.exp(0.7) * (queries[task] / 2.5 - mean) @ weight
-    logits = head_logits(queries, *RIDGE(features(), LABELS, MASK), MASK)
+    logits = head_logits(queries, *RIDGE(features(width), LABELS, MASK), MASK)
     torch.testing.assert_close(logits[task, :, :classes], expected, rtol=1e-4, atol=1e-5)
     assert (logits[1, :, 2] == float("-inf")).all()
 
@@ -47,10 +49,11 @@ def test_the_head_of_padding_is_zero() -> None:
     assert not weight[1, 2].any() and not bias[1, 2]
 
 
+@pytest.mark.parametrize("width", [5, 9])
 @pytest.mark.parametrize("task", [0, 1])
-def test_left_out_logits_are_those_under_the_head_of_the_others(task: int) -> None:
-    found = RIDGE.left_out_logits(features(), LABELS, MASK)
-    own, labels, classes = single(task)
+def test_left_out_logits_are_those_under_the_head_of_the_others(task: int, width: int) -> None:
+    found = RIDGE.left_out_logits(features(width), LABELS, MASK)
+    own, labels, classes = single(task, width)
     own = own / 2.5 - own.mean(dim=0) / 2.5
     targets = torch.nn.functional.one_hot(labels, classes) - 1 / classes
     for out in range(len(labels)):

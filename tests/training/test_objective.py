@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny import tiny_backbone, tiny_language_model, tiny_lora_config
+from random_trajectories import codec_of
 
 from mcdi_hf import AdapterCodec, LocalConsistencyScheduler, MCDiDenoiser, TaskEncoder
 from mcdi_hf.data.episodes import SupportBatch
@@ -13,19 +13,12 @@ from mcdi_hf.training.objective import (
 )
 
 
-TARGETS, STEPS, WAYS, DIM = 3, 20, 3, 16
+TARGETS, STEPS, WAYS, DIM, FEATURE_DIM = 3, 20, 3, 16, 7
 
 
 @pytest.fixture(scope="module")
 def codec() -> AdapterCodec:
-    backbone = tiny_backbone()
-    return AdapterCodec.from_backbone(backbone, tiny_lora_config(), token_dim=backbone.feature_dim + 4)
-
-
-@pytest.fixture(scope="module")
-def headless() -> AdapterCodec:
-    backbone, settings = tiny_language_model(), {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
-    return AdapterCodec.from_backbone(backbone, tiny_lora_config(**settings), token_dim=20)
+    return codec_of(r=3, rank_pattern={"value": 1})
 
 
 @pytest.fixture
@@ -36,11 +29,10 @@ def model(codec: AdapterCodec) -> ConditionalDenoiser:
 def make_model(codec: AdapterCodec) -> ConditionalDenoiser:
     """A real network; the zeros that it starts from would hide most of it."""
     torch.manual_seed(0)
-    feature_dim = codec.layout.feature_dim
     denoiser = MCDiDenoiser.from_layout(codec.layout, cond_dim=DIM, dim=DIM, num_layers=2, num_heads=2)
     for parameter in denoiser.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    return ConditionalDenoiser(TaskEncoder(feature_dim, DIM), denoiser)
+    return ConditionalDenoiser(TaskEncoder(FEATURE_DIM, codec.layout.token_dim, DIM, num_directions=8), denoiser)
 
 
 def make_batch(codec: AdapterCodec, rows: int = 48, ways: tuple[int, ...] = (WAYS,)) -> TrainingBatch:
@@ -49,12 +41,12 @@ def make_batch(codec: AdapterCodec, rows: int = 48, ways: tuple[int, ...] = (WAY
     counts = torch.tensor(ways).repeat(rows)[:rows]
     class_mask = torch.arange(max(ways)) < counts[:, None]
     labels = torch.arange(max(ways)).repeat(rows, 2)
-    tokens = codec.num_tokens(max(ways))
-    token_mask = codec.token_mask(class_mask)
-    targets = torch.randn(rows, TARGETS, tokens, codec.layout.token_dim, generator=generator) * token_mask[:, None]
-    features = torch.randn(rows, labels.shape[1], codec.layout.feature_dim, generator=generator)
+    targets = torch.randn(rows, TARGETS, *codec.filled.shape, generator=generator) * codec.filled
+    features = torch.randn(rows, labels.shape[1], FEATURE_DIM, generator=generator)
+    gradients = torch.randn(rows, *codec.filled.shape, generator=generator) * codec.filled
     labels = labels.where(labels < counts[:, None], -1)
-    return TrainingBatch(targets, token_mask, SupportBatch(labels, class_mask, features=features))
+    support = SupportBatch(labels, class_mask, features=features, gradients=gradients)
+    return TrainingBatch(targets, codec.filled, support)
 
 
 def make_scheduler(objective: str, **options) -> LocalConsistencyScheduler:
@@ -89,9 +81,7 @@ def test_the_loss_is_the_formula_of_the_paper(
     theta = batch.targets[torch.arange(rows), first + segment - 1]
     x_t = local.sqrt() * theta + (1 - local).sqrt() * eps
     error = (1 - local).sqrt() * model(x_t, t, batch.support) - (1 - level).sqrt() * eps
-    lora, head = batch.token_mask.clone(), batch.token_mask.clone()
-    lora[:, -WAYS:], head[:, :-WAYS] = False, False
-    expected = (error[lora].square().mean() + error[head].square().mean()) / 2
+    expected = error[:, batch.filled].square().mean()
     torch.testing.assert_close(loss_of(model, make_scheduler(objective), batch), expected, rtol=1e-4, atol=0)
 
 
@@ -109,13 +99,13 @@ def test_only_mv_ignores_the_earlier_targets(codec: AdapterCodec, model: Conditi
 @torch.no_grad()
 def test_padding_does_not_count(codec: AdapterCodec, model: ConditionalDenoiser) -> None:
     batch, changed = (make_batch(codec, ways=(2, WAYS)) for _ in range(2))
-    padding = ~batch.token_mask[:, None].expand_as(batch.targets)
+    padding = ~batch.filled.expand_as(batch.targets)
     changed.targets[padding] = 50.0
     changed.support.features[batch.support.labels < 0] = 50.0
     scheduler = make_scheduler("mc", prediction_type="sample")
-    assert padding[:, :, -1].all(dim=-1).any()  # a class that is not there, and not only the ends of tokens
+    assert padding.any()
     torch.testing.assert_close(loss_of(model, scheduler, changed), loss_of(model, scheduler, batch))
-    changed.targets[:, :, -WAYS, 0] = 50.0
+    changed.targets[:, :, 0, 0] = 50.0
     assert loss_of(model, scheduler, changed) > 2 * loss_of(model, scheduler, batch)
 
 
@@ -130,17 +120,12 @@ class Answer(torch.nn.Module):
         return self.answer
 
 
-@pytest.mark.parametrize(("lora_error", "head_error", "expected"), [(0, 0, 0.0), (2, 0, 2.0), (0, 4, 8.0)])
-def test_matrices_and_head_count_half_each(
-    codec: AdapterCodec, lora_error: int, head_error: int, expected: float
-) -> None:
+def test_the_loss_is_the_mean_over_filled_numbers(codec: AdapterCodec) -> None:
     # One segment, the sample predicted, unit weights: the answer is the last target itself.
-    batch = make_batch(codec, ways=(2, WAYS))
-    answer = batch.targets[:, -1].clone()
-    answer[:, :-WAYS] += lora_error
-    answer[:, -WAYS:] += head_error
+    batch = make_batch(codec)
     scheduler = make_scheduler("mv", prediction_type="sample", loss_weighting="unit")
-    assert loss_of(Answer(codec, answer), scheduler, batch).item() == pytest.approx(expected, abs=1e-5)
+    assert loss_of(Answer(codec, batch.targets[:, -1]), scheduler, batch).item() == pytest.approx(0, abs=1e-5)
+    assert loss_of(Answer(codec, batch.targets[:, -1] + 2), scheduler, batch).item() == pytest.approx(4, rel=1e-5)
 
 
 def test_a_wrong_number_of_segments_is_refused(codec: AdapterCodec, model: ConditionalDenoiser) -> None:
@@ -151,22 +136,6 @@ def test_a_wrong_number_of_segments_is_refused(codec: AdapterCodec, model: Condi
 def test_gradients_reach_every_parameter(codec: AdapterCodec, model: ConditionalDenoiser) -> None:
     loss_of(model, make_scheduler("mc"), make_batch(codec, ways=(2, WAYS))).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
-
-
-def test_without_a_head_the_matrices_are_all_there_is(headless: AdapterCodec) -> None:
-    batch = make_batch(headless, ways=(2, WAYS))
-    assert batch.targets.shape[2] == headless.num_lora_tokens
-    scheduler = make_scheduler("mv", prediction_type="sample", loss_weighting="unit")
-    assert loss_of(Answer(headless, batch.targets[:, -1] + 2), scheduler, batch).item() == pytest.approx(4, rel=1e-5)
-
-
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
-def test_without_a_head_gradients_reach_every_parameter_too(headless: AdapterCodec, objective: str) -> None:
-    model = make_model(headless)
-    loss_of(model, make_scheduler(objective), make_batch(headless, ways=(2, WAYS))).backward()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-    assert [name for name, p in model.named_parameters() if not p.grad.any()] == []
-    assert any(name.startswith("task_encoder.example") for name, _ in model.named_parameters())
 
 
 @torch.no_grad()

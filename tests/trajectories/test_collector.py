@@ -199,7 +199,7 @@ def test_a_disk_or_a_folder_that_cannot_be_written_is_one_clear_line(
         "below": setting.command(tmp_path / "file" / "below"),
         "start": setting.command(tmp_path / "start"),
         "shard": setting.command(tmp_path / "shard"),
-        "huge": setting.command(tmp_path / "huge", num_tasks=10**9),
+        "huge": setting.command(tmp_path / "huge", num_tasks=10**12),
     }
     # The first are fewer bytes than a checkpoint of the shared start takes, the second fewer than a shard.
     ended = run_each(commands, {"start": 1500, "shard": 5000})

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fake_hub import READER, FakeHub, Fault
 from huggingface_hub.errors import HfHubHTTPError
-from random_trajectories import check_rows, filled, layout_of
+from random_trajectories import check_rows, codec_of, filled
 from reliability import Reliability
 from safetensors.torch import load
 from scripts import call
@@ -53,7 +53,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     adapter = pipe(SUPPORT, generator=torch.Generator().manual_seed(0), num_inference_steps=2).adapters[0]
     pipe.save_pretrained(root / "pipeline")
     (root / "adapter").write_bytes(pickle.dumps(adapter))
-    filled(root / "trajectories", layout_of(), range(3), range(3, 5)).finish()
+    filled(root / "trajectories", codec_of(), range(3), range(3, 5)).finish()
     return {kind: root / kind for kind in KINDS}
 
 
@@ -169,8 +169,8 @@ def test_trajectories_are_private_or_on_a_branch_if_asked(hub: FakeHub, sources:
     folder = TrajectoryFolder(sources["trajectories"])
     folder.push_to_hub(REPO, private=True)
     assert hub.repos["dataset", REPO].private
-    rows, _ = load_trajectories(REPO)
-    check_rows(list(rows), folder.layout, range(5))
+    rows, _, codec = load_trajectories(REPO)
+    check_rows(list(rows), codec, range(5))
     info = folder.push_to_hub("tester/other", create_pr=True)
     assert info.pr_revision == "refs/pr/1" and "trajectories.json" not in hub.files("tester/other", "dataset")
     assert "trajectories.json" in hub.files("tester/other", "dataset", ref="refs/pr/1")

@@ -12,6 +12,7 @@ from scripts import KILL_AT, call
 from tiny import tiny_pipeline
 
 from mcdi_hf import GeneratedAdapter, MCDiPipeline
+from mcdi_hf.adapters.head import RidgeHead
 
 
 # One process that saves, and is killed, once for each of its file operations; until one lives. Prints how many were killed.
@@ -44,7 +45,7 @@ def pipeline_state(folder: Path) -> dict:
     pipe = MCDiPipeline.from_pretrained(folder)
     parts = {"denoiser": pipe.denoiser, "task_encoder": pipe.task_encoder, "codec": pipe.codec}
     weights = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
-    return {"weights": weights, "settings": pipe.config["strength"], "scale": pipe.codec.config.imprint_scale}
+    return {"weights": weights, "settings": pipe.config["strength"], "head": pipe.codec.head}
 
 
 def adapter_state(folder: Path) -> dict:
@@ -74,8 +75,8 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     for part in (pipe.denoiser, pipe.task_encoder):
         for parameter in part.parameters():
             parameter.data += 1
-    pipe.codec.mean += pipe.codec.filled
-    pipe.codec.register_to_config(imprint_scale=20.0)
+    shared = {key: value + 1 for key, value in pipe.codec.shared_adapter().items()}
+    pipe.codec.set_shared_adapter(shared, RidgeHead(9.0))
     pipe.register_to_config(strength=0.25)
     pipe.save_pretrained(new)
     return old, new

@@ -2,16 +2,14 @@
 
 from .base import GROUPS, Method
 from .controls import GaussianSample, NoisedNearest
+from .frozen import Frozen
 from .gradient_lora import GradientLora, LoraOnAllData, TimedLora
-from .imprinted import Frozen
 from .logistic import Logistic
 from .lorahub import LoraHub
 from .mcdi import Generated, NoiseCondition, OtherTask, Refined, Selected, ShuffledLabels
-from .mean_adapter import MeanAdapter
 from .nearest import NearestAdapter
-from .reptile_start import AdapterReptile
 from .setfit import SetFit
-from .shared_adapter import SharedAdapter
+from .shared_adapter import EqualShared, SharedAdapter
 
 
 __all__ = ["GROUPS", "MAIN", "METHODS", "NOISED", "Method"]
@@ -23,21 +21,17 @@ NOISED = NoisedNearest(
 METHODS: dict[str, Method] = {
     method.name: method
     for method in [
-        Frozen(
-            "frozen + imprinted head", "the backbone as it is, its head made of the means of the classes' examples"
-        ),
+        Frozen("frozen + closed-form head", "the backbone as it is, its head by ridge regression on the examples"),
         Logistic(
             "frozen + logistic regression",
-            "logistic regression on the same features, scaled by the validation examples (at commit 04766b0 by the test "
-            "examples, queries included)",
+            "logistic regression on the same features, scaled by the validation examples",
         ),
         SharedAdapter(
-            "one shared adapter",
-            "one adapter trained on all training tasks, as long as the generators' shared start was (at commit 04766b0 60 "
-            "to 100 steps), a head made for each test task",
+            "shared adapter", "what the generator starts from, at strength 0, a head made for each test task"
         ),
-        MeanAdapter(
-            "mean of the training adapters", "the mean of all training adapters, a head made for each test task"
+        EqualShared(
+            "equal shared adapter",
+            "one adapter for all tasks with the shared start's steps and tasks, and no coefficients",
         ),
         NearestAdapter(
             "nearest training adapter", "the training adapter whose examples lie nearest to the test task's"
@@ -45,10 +39,6 @@ METHODS: dict[str, Method] = {
         LoraHub(
             "mix of training adapters (LoraHub)",
             "a weighted sum of training adapters, the weights searched without gradients on the task's examples",
-        ),
-        AdapterReptile(
-            "REPTILE start + gradient steps",
-            "a start meta-learned on the training tasks, then gradient steps on the task's examples",
         ),
         GradientLora("gradient LoRA, equal shots", "LoRA trained on the task's examples"),
         TimedLora("gradient LoRA, equal time", "the same, for as many steps as fit into the time of one generation"),
@@ -65,7 +55,7 @@ METHODS: dict[str, Method] = {
         Selected("Mc-Di, chosen", "one of eight draws, their mean or what is free, by cross-validation on the shots"),
         Refined("Mc-Di, refined", "the mean of eight draws, then five gradient steps on the task's examples"),
         OtherTask("Mc-Di, another task's condition", "shown the examples of another test task"),
-        ShuffledLabels("Mc-Di, shuffled labels", "shown each class's examples under the name of the next class"),
+        ShuffledLabels("Mc-Di, shuffled labels", "shown the examples with their labels shuffled"),
         NoiseCondition("Mc-Di, a condition of noise", "shown random inputs instead of examples"),
         NOISED,
         GaussianSample("PCA sample of training adapters", "drawn from the Gaussian of all training adapters"),

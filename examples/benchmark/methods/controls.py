@@ -4,52 +4,47 @@ from typing import Any
 
 import torch
 from fold import Fold
-from splits import Split, Tensors
+from splits import Split
 
 from mcdi_hf import Task
 
 from .base import Method
-from .nearest import nearest_adapters
+from .nearest import nearest_coefficients
 
 
 def noised(
-    tensors: Tensors, reference: Tensors, relative_scale: float, noise: torch.Generator | None = None
-) -> Tensors:
-    """Add Gaussian noise to adapters, as wide, key by key, as training adapters lie around their mean.
+    coefficients: torch.Tensor, reference: torch.Tensor, relative_scale: float, noise: torch.Generator | None = None
+) -> torch.Tensor:
+    """Add Gaussian noise to adapters' coefficients, as wide, token by token, as training adapters lie around their mean.
 
     Args:
-        tensors (`dict[str, torch.Tensor]`): The adapters, key -> `(adapters, *shape)`.
-        reference (`dict[str, torch.Tensor]`): The training adapters, key -> `(training adapters, *shape)`.
+        coefficients (`torch.Tensor` of shape `(adapters, num_tokens, token_dim)`): The adapters'.
+        reference (`torch.Tensor` of shape `(training adapters, num_tokens, token_dim)`): The training adapters'.
         relative_scale (`float`): The noise's standard deviation over the training adapters' own, which is one number a
-            key: the root mean square, over adapters and elements, of their difference from the mean adapter.
+            token: the root mean square, over adapters and elements, of their difference from the mean.
         noise (`torch.Generator`, *optional*): Draws the noise.
     """
-    result = {}
-    for key, value in tensors.items():
-        deviation = (reference[key] - reference[key].mean(dim=0)).square().mean().sqrt()
-        drawn = torch.randn(value.shape, generator=noise).to(value)
-        result[key] = value + relative_scale * deviation.to(value) * drawn
-    return result
+    deviation = (reference - reference.mean(dim=0)).square().mean(dim=(0, 2), keepdim=True).sqrt()
+    drawn = torch.randn(coefficients.shape, generator=noise).to(coefficients)
+    return coefficients + relative_scale * deviation * drawn
 
 
-def pca_samples(adapters: Tensors, num_samples: int, noise: torch.Generator | None = None) -> Tensors:
+def pca_samples(coefficients: torch.Tensor, num_samples: int, noise: torch.Generator | None = None) -> torch.Tensor:
     """Sample adapters from the Gaussian that has the mean and the sample covariance of training adapters.
 
     Args:
-        adapters (`dict[str, torch.Tensor]`): The training adapters, key -> `(training adapters, *shape)`.
+        coefficients (`torch.Tensor` of shape `(training adapters, num_tokens, token_dim)`): The training adapters'.
         num_samples (`int`): How many to draw.
         noise (`torch.Generator`, *optional*): Draws the samples.
 
     Returns:
-        Key -> `(num_samples, *shape)`.
+        `torch.Tensor` of shape `(num_samples, num_tokens, token_dim)`.
     """
-    flat = torch.cat([value.flatten(1) for value in adapters.values()], dim=1)
+    flat = coefficients.flatten(1)
     mean = flat.mean(dim=0)
     # With `z` standard normal, `z (flat - mean) / sqrt(n - 1)` has just that covariance.
     draws = torch.randn(num_samples, len(flat), generator=noise).to(flat)
-    samples = mean + draws @ (flat - mean) / (len(flat) - 1) ** 0.5
-    parts = samples.split([value[0].numel() for value in adapters.values()], dim=1)
-    return {key: part.unflatten(1, value.shape[1:]) for (key, value), part in zip(adapters.items(), parts)}
+    return (mean + draws @ (flat - mean) / (len(flat) - 1) ** 0.5).unflatten(1, coefficients.shape[1:])
 
 
 class NoisedNearest(Method):
@@ -65,9 +60,9 @@ class NoisedNearest(Method):
         return [0.1, 0.3, 1.0, 3.0]
 
     def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: float) -> list[float]:
-        noise, nearest = torch.Generator().manual_seed(seed), nearest_adapters(split, fold, tasks)
-        tensors = noised(nearest, fold.training.adapters, setting, noise)
-        return split.imprinted(tensors, tasks, fold.codec.config.imprint_scale)
+        noise, nearest = torch.Generator().manual_seed(seed), nearest_coefficients(split, fold, tasks)
+        made = noised(nearest, fold.training.coefficients, setting, noise)
+        return split.headed(fold.codec.matrices(made), tasks)
 
 
 class GaussianSample(Method):
@@ -78,5 +73,5 @@ class GaussianSample(Method):
 
     def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: Any) -> list[float]:
         noise = torch.Generator().manual_seed(seed)
-        tensors = pca_samples(fold.training.adapters, len(tasks), noise)
-        return split.imprinted(tensors, tasks, fold.codec.config.imprint_scale)
+        made = pca_samples(fold.training.coefficients, len(tasks), noise)
+        return split.headed(fold.codec.matrices(made), tasks)

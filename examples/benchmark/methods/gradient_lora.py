@@ -4,41 +4,32 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
+import torch
 from fold import Fold
 from splits import TASKS_AT_ONCE, VALIDATION_SEED, Split
 from timing import asked_once, median_seconds
 
-from mcdi_hf import LabelledRows, Task, TrajectorySettings, collect_trajectories
+from mcdi_hf import LabelledRows, Task
+from mcdi_hf.pipelines.refinement import train_on_support
+from mcdi_hf.trajectories.shared import initial_adapter
 
 from .base import SlowMethod
 from .mcdi import Generated
 
 
-MAX_BATCH = 64  # examples of a step; smaller supports are taken whole
-
-
 def lora_accuracies(
     split: Split, fold: Fold, tasks: list[Task], seed: int, steps: int, learning_rate: float
 ) -> list[float]:
-    """Train matrices and head on the support of each task, many tasks a pass: Adam with a linear decay to zero.
-
-    The head starts from the class means of frozen features, the best start that we know; from zero the same steps end
-    lower.
-    """
-    features, found = split.features("frozen", fold.frozen).mean(dim=0), []
+    """Train matrices and head on the support of each task, many tasks a pass: Adam with a linear decay to zero, from PEFT's
+    own start and the head in closed form of the frozen features; from a head of zero the same steps end lower."""
+    start, found = initial_adapter(fold.codec.layout, seed), []
     for first in range(0, len(tasks), TASKS_AT_ONCE):
         part = tasks[first : first + TASKS_AT_ONCE]
-        settings = TrajectorySettings(
-            num_steps=steps,
-            num_targets=1,
-            batch_size=min(MAX_BATCH, sum(map(len, part[0].support))),
-            learning_rate=learning_rate,
-            imprint_scale=fold.frozen_scale,
-            seed=seed,
-        )
-        numbers = list(range(first, first + len(part)))
-        rows = collect_trajectories(fold.stacked, split.examples, fold.frozen, features, part, numbers, settings)
-        found += [row["accuracy"] for row in rows]
+        support = split.support(part)
+        own = {key: value.to(fold.stacked.device).repeat(len(part), 1, 1) for key, value in start.items()}
+        with torch.no_grad():
+            own = fold.codec.complete(own, support, fold.stacked)
+        found += split.whole(train_on_support(fold.stacked, own, support, steps, learning_rate), part)
     return found
 
 

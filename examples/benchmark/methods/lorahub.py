@@ -6,10 +6,10 @@ import nevergrad
 import numpy as np
 import torch
 from fold import Fold
-from splits import TASKS_AT_ONCE, Split, Tensors
+from splits import TASKS_AT_ONCE, Split
 
 from mcdi_hf import Task
-from mcdi_hf.adapters.head import class_means, head_logits
+from mcdi_hf.adapters.head import head_logits
 from mcdi_hf.data.episodes import SupportBatch, task_losses
 
 from .base import SlowMethod
@@ -23,56 +23,51 @@ PENALTY = 0.05  # times the mean absolute coefficient, on top of the support los
 class LoraHub(SlowMethod):
     """Mixes training adapters for each task (Huang et al. 2023, arXiv 2307.13269).
 
-    A task draws some training adapters and mixes them by coefficients `w` into `lora_A = sum_i w_i A_i` and
-    `lora_B = sum_i w_i B_i`. The coefficients start at zero, where the mix is the frozen backbone, and a gradient-free
-    optimiser, nevergrad's NGOpt as in the paper, looks for the least [`support_losses`] plus a penalty; the best that
-    it tried are taken. Two things are not the paper's: heads, whose classes differ from task to task, are imprinted
-    under each mix, and the loss of an example is taken without it.
+    A task draws some training adapters and mixes their coefficients z by weights `w` into `sum_i w_i z_i`: all are written
+    in one basis. The weights start at zero, where the mix is the frozen backbone, and a gradient-free optimiser,
+    nevergrad's NGOpt as in the paper, looks for the least loss of the support, each example under the head of the
+    others, plus a penalty; the best that it tried are taken. Heads, whose classes differ from task to task, are not the
+    paper's.
     """
 
     needs_training = True
 
     def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: Any) -> list[float]:
-        adapters, scale, found = fold.training.adapters, fold.frozen_scale, []
+        found = []
         for first in range(0, len(tasks), TASKS_AT_ONCE):
             part = tasks[first : first + TASKS_AT_ONCE]
             seeds = [(seed, first + index) for index in range(len(part))]
             support, count = split.support(part), fold.sizes.lorahub_evaluations
-            found += split.imprinted(mixed_adapters(fold.stacked, adapters, support, scale, count, seeds), part, scale)
+            mixed = mixed_coefficients(fold, support, count, seeds)
+            found += split.headed(fold.codec.matrices(mixed), part)
         return found
 
 
 @torch.no_grad()
-def mixed_adapters(
-    stacked, adapters: Tensors, support: SupportBatch, scale: float, num_evaluations: int, seeds: list[tuple[int, int]]
-) -> Tensors:
+def mixed_coefficients(
+    fold: Fold, support: SupportBatch, num_evaluations: int, seeds: list[tuple[int, int]]
+) -> torch.Tensor:
     """Search the best mix for each task; each try is one pass for all of them.
 
     Args:
-        stacked (`StackedLora`): The backbone.
-        adapters (`dict[str, torch.Tensor]`): Training adapters' LoRA matrices, key -> `(training adapters, *shape)`.
+        fold (`Fold`): The backbone, the codec, and the training adapters' coefficients.
         support (`SupportBatch`): The tasks, with examples.
-        scale (`float`): The sharpness of imprinted heads.
-        num_evaluations (`int`): Coefficients that are tried for a task.
+        num_evaluations (`int`): Weights that are tried for a task.
         seeds (`list`): One a task, so that its draws do not depend on its neighbours.
 
     Returns:
-        Key -> `(tasks, *shape)`.
+        `torch.Tensor` of shape `(tasks, num_tokens, token_dim)`.
     """
-    count = len(next(iter(adapters.values())))
-    mixed, randoms = min(NUM_ADAPTERS, count), [np.random.default_rng(one) for one in seeds]
-    drawn = torch.tensor(np.stack([random.choice(count, mixed, replace=False) for random in randoms]))
-    own = {key: value[drawn].to(stacked.device) for key, value in adapters.items()}
+    known, device = fold.training.coefficients, fold.stacked.device
+    mixed, randoms = min(NUM_ADAPTERS, len(known)), [np.random.default_rng(one) for one in seeds]
+    own = known[torch.tensor(np.stack([random.choice(len(known), mixed, replace=False) for random in randoms]))]
     searches = [_search(mixed, num_evaluations, random) for random in randoms]
-    best = torch.full((len(seeds),), float("inf"), device=stacked.device)
-    chosen = torch.zeros(drawn.shape, device=stacked.device)
-    verbalizers = stacked.free_heads(support) if stacked.backbone.is_causal_lm else None
+    best = torch.full((len(seeds),), float("inf"), device=device)
+    chosen = torch.zeros(len(seeds), mixed, device=device)
     for _ in range(num_evaluations):
         asked = [search.ask() for search in searches]
         tried = torch.tensor(np.stack([one.value for one in asked])).to(chosen)
-        features = stacked.features(mix(own, tried), support.inputs())
-        losses = support_losses(features, support.labels, support.class_mask, scale, verbalizers)
-        objective = losses + PENALTY * tried.abs().mean(dim=1)
+        objective = support_losses(fold, mix(own, tried), support) + PENALTY * tried.abs().mean(dim=1)
         for search, one, value in zip(searches, asked, objective.tolist()):
             search.tell(one, value)
         chosen = torch.where((objective < best).unsqueeze(1), tried, chosen)
@@ -80,42 +75,19 @@ def mixed_adapters(
     return mix(own, chosen)
 
 
-def mix(adapters: Tensors, weights: torch.Tensor) -> Tensors:
-    """Sum each task's adapters, key -> `(tasks, adapters, *shape)`, by weights `(tasks, adapters)`."""
-    return {key: torch.einsum("ti,ti...->t...", weights, value) for key, value in adapters.items()}
+def mix(coefficients: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum each task's adapters `(tasks, adapters, num_tokens, token_dim)` by weights `(tasks, adapters)`."""
+    return torch.einsum("ti,tinr->tnr", weights, coefficients)
 
 
-def support_losses(
-    features: torch.Tensor,
-    labels: torch.Tensor,
-    class_mask: torch.Tensor,
-    scale: float,
-    verbalizers: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """The mean cross-entropy of each task's support under a head imprinted from the rest of it: `(tasks,)`.
-
-    An example is left out of its own class's mean, or nearly every mix would be right. Of a class of one example no
-    mean is left without it: that example is judged under the head that is imprinted from it, and what the loss can
-    still tell is how far the classes lie apart. Verbalizers need no support: nothing is left out.
-
-    Args:
-        features (`torch.Tensor` of shape `(tasks, examples, feature_dim)`): What the head reads of the support.
-        labels (`torch.Tensor` of shape `(tasks, examples)`): Its classes; -1 marks padding.
-        class_mask (`torch.Tensor` of shape `(tasks, classes)`): False marks padding.
-        scale (`float`): The sharpness of the head.
-        verbalizers (`tuple` of `(tasks, classes, feature_dim)` and `(tasks, classes)`, *optional*): Heads.
-    """
-    if verbalizers is not None:
-        return task_losses(head_logits(features, *verbalizers, class_mask), labels)
-    means = class_means(features, labels, class_mask.shape[1])
-    # by differences: by products, as large stacks would be, a small distance is lost in the rounding
-    distances = torch.cdist(features, means, compute_mode="donot_use_mm_for_euclid_dist").square()
-    own = labels.unsqueeze(-1) == torch.arange(class_mask.shape[1], device=labels.device)
-    shots = own.sum(dim=1, keepdim=True)
-    # Without the example the mean of n moves away from it: the distance grows by n / (n - 1).
-    farther = torch.where(shots > 1, shots / (shots - 1).clamp(min=1), 1.0).square()
-    logits = -scale / 2 * torch.where(own, farther * distances, distances)
-    return task_losses(logits.masked_fill(~class_mask.unsqueeze(1), float("-inf")), labels)
+def support_losses(fold: Fold, coefficients: torch.Tensor, support: SupportBatch) -> torch.Tensor:
+    """The mean cross-entropy of each task's support, every example under the head of the others: `(tasks,)`."""
+    features = fold.stacked.features(fold.codec.matrices(coefficients), support.inputs())
+    if fold.stacked.backbone.is_causal_lm:  # verbalizers need no support: nothing is left out
+        logits = head_logits(features, *fold.stacked.verbalizers(support), support.class_mask)
+    else:
+        logits = fold.codec.head.left_out_logits(features, support.labels, support.class_mask)
+    return task_losses(logits, support.labels)
 
 
 def _search(num_adapters: int, num_evaluations: int, random: np.random.Generator):

@@ -12,6 +12,7 @@ from splits import TASKS_AT_ONCE, Split, Tensors
 
 from mcdi_hf import MCDiPipeline, MCDiPipelineOutput, Task
 from mcdi_hf.data.episodes import SupportBatch
+from mcdi_hf.training.validation import shuffled_labels
 
 from .base import Method, SlowMethod
 
@@ -89,13 +90,12 @@ class OtherTask(Generated):
 
 
 class ShuffledLabels(Generated):
-    """A control: the generator sees each class's examples under the name of the next class."""
+    """A control: the generator sees the examples with their labels shuffled, as many of each class as before."""
 
     group = "controls"
 
     def seen(self, split: Split, fold: Fold, tasks: list[Task], support: SupportBatch) -> SupportBatch:
-        shifted = (support.labels + 1) % support.class_mask.sum(dim=1, keepdim=True)
-        return replace(support, labels=torch.where(support.labels >= 0, shifted, -1))
+        return shuffled_labels(support, seed=0)
 
 
 class NoiseCondition(Generated):
@@ -105,10 +105,9 @@ class NoiseCondition(Generated):
 
     def seen(self, split: Split, fold: Fold, tasks: list[Task], support: SupportBatch) -> SupportBatch:
         inputs = random_inputs(split.inputs([0])[0], NOISE_INPUTS)
-        mean = fold.codec.mean_adapter()
-        features = fold.once("noise", lambda: fold.stacked.features_of_all(mean, fold.stacked.encode(inputs)))
+        examples = fold.once("noise", lambda: fold.stacked.encode(inputs))
         rows = np.random.default_rng(0).integers(NOISE_INPUTS, size=tuple(support.labels.shape))
-        return replace(support, features=features[torch.from_numpy(rows)])
+        return replace(support, rows=torch.from_numpy(rows), examples=examples)
 
 
 def random_inputs(like: Any, count: int) -> list:

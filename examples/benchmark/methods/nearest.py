@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from fold import Fold
-from splits import Split, Tensors
+from splits import Split
 
 from mcdi_hf import Task
 
@@ -14,25 +14,25 @@ from .base import Method
 PLACED_BY = 2  # examples of a class that say where a training task lies
 
 
-def nearest_adapters(split: Split, fold: Fold, tasks: list[Task]) -> Tensors:
-    """For each task the training adapter of the most similar support, by the cosine of features under the mean one.
+def nearest_coefficients(split: Split, fold: Fold, tasks: list[Task]) -> torch.Tensor:
+    """For each task the training adapter of the most similar support, by the cosine of features under the shared one.
 
     Returns:
-        LoRA matrices, key -> `(tasks, *shape)`.
+        Their coefficients, `(tasks, num_tokens, token_dim)`.
     """
 
     def places() -> torch.Tensor:
-        training, mean = fold.training, fold.codec.mean_adapter()
+        training, shared = fold.training, fold.codec.shared_adapter()
         picks = [[row for rows in support for row in rows[:PLACED_BY].tolist()] for support in training.supports]
         seen = torch.tensor([row for pick in picks for row in pick])
-        features = fold.stacked.features_of_all(mean, training.examples, seen)
+        features = fold.stacked.features_of_all(shared, training.examples, seen)
         return torch.stack([own.mean(dim=0) for own in features.split([len(pick) for pick in picks])])
 
     training_places = fold.once("places", places)
-    features = split.features("mean adapter", fold.codec.mean_adapter()).mean(dim=0)
+    features = split.features("shared adapter", fold.codec.shared_adapter()).mean(dim=0)
     own = torch.stack([features[[row for rows in task.support for row in rows]].mean(dim=0) for task in tasks])
     nearest = torch.nn.functional.cosine_similarity(own[:, None], training_places[None], dim=-1).argmax(dim=1)
-    return {key: value[nearest] for key, value in fold.training.adapters.items()}
+    return fold.training.coefficients[nearest]
 
 
 class NearestAdapter(Method):
@@ -41,4 +41,4 @@ class NearestAdapter(Method):
     needs_training = True
 
     def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: Any) -> list[float]:
-        return split.imprinted(nearest_adapters(split, fold, tasks), tasks, fold.codec.config.imprint_scale)
+        return split.headed(fold.codec.matrices(nearest_coefficients(split, fold, tasks)), tasks)

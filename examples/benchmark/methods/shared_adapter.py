@@ -1,5 +1,6 @@
-"""One adapter that is trained on all training tasks."""
+"""One adapter for all tasks: that which a generator starts from, and one that was trained for nothing else."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -7,28 +8,34 @@ from fold import Fold
 from splits import Split
 
 from mcdi_hf import Task, train_shared_adapter
+from mcdi_hf.adapters.head import RidgeHead
+from mcdi_hf.trajectories.shared import SharedStart
 
 from .base import Method
 
 
 class SharedAdapter(Method):
-    """Meta-trained on the training tasks with heads that need no training, as prototypical networks are.
+    """What the generator starts from, at strength 0."""
 
-    It has the steps, shots and learning rate of the shared start that the generator's training adapters have.
-    """
+    def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: Any) -> list[float]:
+        features = split.features("shared adapter", fold.codec.shared_adapter())
+        return split.free(features, tasks, fold.codec.head)
+
+
+class EqualShared(Method):
+    """An adapter that is trained on the training tasks as the generator's shared start was, with the same tasks, steps,
+    matrices, rank and head, but without coefficients of the sources: all of it is for one adapter."""
 
     needs_training = True
 
     def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: Any) -> list[float]:
         def make() -> dict[str, torch.Tensor]:
             training, means = fold.training, fold.training.shared_start
-            sampler, budget = (
-                training.sampler(tuple(means["shots"]), 5, seed),
-                (means["steps"], means["learning_rate"]),
-            )
-            tensors, scale = train_shared_adapter(fold.stacked, training.examples, sampler, *budget, seed=seed)
-            return tensors | {"scale": torch.tensor(scale, dtype=torch.float64)}
+            budget = means["steps"], means["tasks_per_step"], means["learning_rate"], seed
+            start = SharedStart(fold.stacked, training.examples, training.sampler, [], *budget, own_share=0.0)
+            tensors, head = train_shared_adapter(start)
+            return tensors | {name: torch.tensor(value, dtype=torch.float64) for name, value in asdict(head).items()}
 
         tensors = dict(fold.kept(f"shared-{seed}", make))
-        scale = tensors.pop("scale").item()
-        return split.free(split.features(f"shared {seed}", tensors), tasks, scale)
+        head = RidgeHead(**{name: tensors.pop(name).item() for name in asdict(RidgeHead())})
+        return split.free(split.features(f"shared {seed}", tensors), tasks, head)

@@ -37,10 +37,8 @@ class RidgeHead:
         padding; False in `class_mask` `(tasks, classes)` does. They are float32, zero for classes that are padding.
         """
         with torch.autocast(features.device.type, enabled=False):
-            centred, mean, targets, kernel = self._centred(features, labels, class_mask)
-            # `_ex`: features that are not finite make a head that is not, and no error here
-            solved = torch.cholesky_solve(targets, torch.linalg.cholesky_ex(kernel).L)
-            weight = (solved.transpose(1, 2) @ centred) * self._scale(features)
+            centred, mean, targets, ridge = self._centred(features, labels, class_mask)
+            weight = _ridge_regression(centred, targets, ridge)[0].transpose(1, 2) * self._scale(features)
             bias = -(weight @ mean.unsqueeze(-1)).squeeze(-1)
             return weight / self.feature_norm, bias
 
@@ -48,22 +46,19 @@ class RidgeHead:
         """The logits `(tasks, examples, classes)` of every example under the head of the others, minus infinity for
         padding classes; the arguments are those of a call.
 
-        With `G = (X X^T + lambda I)^-1` the prediction without example i is `y_i - (G Y)_i / G_ii` (Allen 1974); the
-        mean that is taken off and lambda stay those of all. In a task with a class of one example, which cannot be
+        The mean that is taken off and lambda stay those of all. In a task with a class of one example, which cannot be
         left out, the logits are those under the head of all.
         """
         with torch.autocast(features.device.type, enabled=False):
-            centred, _, targets, kernel = self._centred(features, labels, class_mask)
-            inverse = torch.linalg.inv_ex(kernel).inverse
-            solved = inverse @ targets
-            left_out = targets - solved / inverse.diagonal(dim1=1, dim2=2).unsqueeze(-1)
-            of_all = centred @ (centred.transpose(1, 2) @ solved)
+            centred, _, targets, ridge = self._centred(features, labels, class_mask)
+            weight, residual, rest = _ridge_regression(centred, targets, ridge)
             alone = ((targets > 0).sum(dim=1) == 1).any(dim=1)
-            logits = torch.where(alone[:, None, None], of_all, left_out) * self._scale(features)
+            left_out = targets - residual / rest.unsqueeze(-1)
+            logits = torch.where(alone[:, None, None], centred @ weight, left_out) * self._scale(features)
             return logits.masked_fill(~class_mask.unsqueeze(1), float("-inf"))
 
     def _centred(self, features: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor) -> tuple:
-        """X, the mean that is taken off, Y, and `X X^T + lambda I`; the rows of padded examples are zero."""
+        """X, the mean that is taken off, Y, and lambda `(tasks,)`; the rows of padded examples are zero."""
         features = features.float() / self.feature_norm
         known, counts = (labels >= 0).unsqueeze(-1), class_mask.sum(dim=1)
         mean = (features * known).sum(dim=1) / known.sum(dim=1)
@@ -71,12 +66,30 @@ class RidgeHead:
         classes = torch.arange(class_mask.shape[1], device=labels.device)
         targets = (labels.unsqueeze(-1) == classes).float() - (class_mask / counts.unsqueeze(-1)).unsqueeze(1)
         shots = known.sum(dim=(1, 2)) / counts
-        ridge = torch.exp(self.log_ridge + self.log_ridge_shots * shots.log())
-        kernel = centred @ centred.transpose(1, 2) + torch.diag_embed(ridge.unsqueeze(-1).expand_as(labels))
-        return centred, mean, targets * known, kernel
+        return centred, mean, targets * known, torch.exp(self.log_ridge + self.log_ridge_shots * shots.log())
 
     def _scale(self, features: torch.Tensor) -> torch.Tensor:
         return torch.as_tensor(self.log_scale, device=features.device).exp()
+
+
+def _ridge_regression(
+    centred: torch.Tensor, targets: torch.Tensor, ridge: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`W` `(tasks, feature_dim, classes)`, and for every example two numbers whose ratio is the error of its prediction
+    by the others (Allen 1974): its residual and one less its leverage, both up to one factor.
+
+    The system that is solved is as large as there are examples or features, whichever are fewer. Features that are not
+    finite make a `W` that is not, and no error here.
+    """
+    system = centred @ centred.mT if centred.shape[1] <= centred.shape[2] else centred.mT @ centred
+    identity = torch.eye(system.shape[1], device=system.device)
+    inverse = torch.linalg.inv_ex(system + ridge[:, None, None] * identity).inverse
+    if centred.shape[1] <= centred.shape[2]:
+        residual = inverse @ targets
+        return centred.mT @ residual, residual, inverse.diagonal(dim1=1, dim2=2)
+    seen = centred @ inverse
+    weight = inverse @ (centred.mT @ targets)
+    return weight, targets - centred @ weight, 1 - (seen * centred).sum(dim=2)
 
 
 def head_logits(

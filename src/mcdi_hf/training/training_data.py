@@ -68,9 +68,9 @@ class TrainingData:
         return self.stacked.encode(views, num_views=num_views, cache_dir=cache_dir)
 
     def _validation_domains(self, args: MCDiTrainingArguments, sources: list[Source]) -> list[str]:
-        if args.validation_domains is not None:
-            return args.validation_domains
-        domains = [domain for domain in domains_of(sources) if domain not in self.description["train_domains"]]
+        domains = args.validation_domains
+        if domains is None:
+            domains = [domain for domain in domains_of(sources) if domain not in self.description["train_domains"]]
         if not domains:
             raise ValueError("No domain is left to validate on: collect again with some in held_out_domains.")
         return domains

@@ -25,7 +25,7 @@ from ..data.crossed import identities
 from ..data.encoded import EncodedExamples
 from ..data.kinds import tasks_of_kind
 from ..data.sources import Source, domains_of, inputs_of, load_table, training_table
-from ..data.stacks import StackSampler, stack_sampler
+from ..data.stacks import stack_sampler
 from ..data.tasks import LabelledRows, Task, check_disjoint
 from ..utils.files import write_file
 from ..utils.run_folder import hold_folder
