@@ -15,8 +15,8 @@ help: ## Show the targets
 quickstart: $(INSTALLED) ## Generate a first adapter with the released pipeline
 	$(VENV)/bin/python examples/quickstart.py
 
-release: $(INSTALLED) ## Make model_cards/mcdi-minilm-intents anew: make release CLINC150=<folder or Hub id>
-	examples/reproduce/release_minilm_intents.sh $(CLINC150)
+release: $(INSTALLED) ## Make model_cards/mcdi-minilm-text anew: make release DATA=<folder of data sets>
+	examples/reproduce/release_minilm_text.sh $(DATA)
 
 release-check: $(INSTALLED) ## Load each release, generate, check its card; measure it again with DATA=<folder of data sets>
 	$(VENV)/bin/python examples/reproduce/release_check.py $(if $(DATA),--data_root $(DATA))

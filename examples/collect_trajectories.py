@@ -1,7 +1,7 @@
 """Weight preparation: train a shared start, optimise an adapter for each of many tasks, write the trajectory data set.
 
     python examples/collect_trajectories.py --dataset_name CLINC150 --label_column intent --group_column domain \\
-        --held_out_domains utility work small_talk meta oos --query_split validation --output_dir runs/intents
+        --held_out_domains utility work small_talk meta oos --validation_domains utility --output_dir runs/intents
 
     accelerate launch examples/collect_trajectories.py --mixture FILE --ways 2 2 ...
 
@@ -32,7 +32,7 @@ class DataArguments:
         default=None, help="rows are held out by domain; None: the groups are the domains"
     )
     mixture: Path | None = HfArg(default=None, help="a JSON file of several sources, see read_mixture")
-    mixture_root: Path | None = HfArg(default=None, help="a folder that holds the data sets of the mixture")
+    mixture_root: Path | None = HfArg(default=None, help="a folder with the mixture's data sets, and excluded ones")
     dry_run: bool = HfArg(default=False, help="say what it would make and take, and train nothing")
 
     def __post_init__(self) -> None:
@@ -52,7 +52,11 @@ def report(summary: dict) -> None:
     print(f"{'group':<40} {'tasks':>6}")
     for group, count in summary["groups"].items():
         print(f"{group:<40} {count:>6}")
-    for name, key in (("training accuracy", "train_accuracy"), ("held-out accuracy", "accuracy")):
+    for name, key in (
+        ("training accuracy", "train_accuracy"),
+        ("held-out accuracy", "accuracy"),
+        ("the shared adapter's", "start_accuracy"),
+    ):
         mean, deviation = summary[key]
         print(f"{name:<40} {mean:>6.3f} (sd {deviation:.3f})")
     for step, loss in summary["losses"].items():
@@ -61,6 +65,8 @@ def report(summary: dict) -> None:
 
 def main() -> None:
     data, args = parse_arguments(DataArguments, TrajectoryArguments, description=__doc__)
+    if data.mixture_root is not None:
+        args.exclude_texts_of = [str(data.mixture_root / name) for name in args.exclude_texts_of]
     disable_progress_bar()  # of `datasets`: the collector has its own
     try:
         collector = TrajectoryCollector(args, data.sources())

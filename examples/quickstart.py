@@ -9,13 +9,13 @@ in training. The adapter is saved and loaded back with PEFT. Twenty sentences ra
 import argparse
 import importlib.util
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 
 from mcdi_hf import MCDiPipeline
-from mcdi_hf.adapters.head import class_means
 
 
 EXAMPLES = {  # label -> pairs of a sentence to learn from and a sentence to classify
@@ -48,7 +48,7 @@ EXAMPLES = {  # label -> pairs of a sentence to learn from and a sentence to cla
         ("you billed me for a disc that I never borrowed", "there is a bill here that is not mine"),
     ],
 }
-RELEASED = Path(__file__).parents[1] / "model_cards" / "mcdi-minilm-intents"
+RELEASED = Path(__file__).parents[1] / "model_cards" / "mcdi-minilm-text"
 
 
 @torch.no_grad()
@@ -80,15 +80,18 @@ def main() -> None:
     for text, label in zip(texts, predicted.tolist()):
         print(f"  {adapter.labels[label]:<15} {text}")
 
-    # What is free: the mean adapter of the training tasks, and no adapter; the heads are class means (imprinted)
-    mean = pipe(support, strength=0).adapters[0].load_into(pipe.backbone.classifier(num_labels=4))
-    by_mean = mean(**inputs).logits.argmax(dim=-1)
-    frozen = pipe.backbone.classifier(num_labels=4)
-    frozen.classifier = torch.nn.Identity()
-    known = frozen(**pipe.backbone.inputs(sum(support.values(), []))).logits
-    by_frozen = torch.cdist(frozen(**inputs).logits, class_means(known[None], truth[None], 4)[0]).argmin(dim=-1)
-    for name, found in {"generated": predicted, "mean adapter": by_mean, "frozen backbone": by_frozen}.items():
-        print(f"{name:<16} accuracy {(found == truth).float().mean():.2f}")
+    # What is free: the adapter that the generator starts from, and no adapter, each with a head of the same examples
+    shared = pipe(support, strength=0).adapters[0].load_into(pipe.backbone.classifier(num_labels=4))
+    seen = pipe.encode_support(support)
+    frozen = pipe.codec.complete(pipe.codec.frozen_adapter(), seen, pipe.stacked)
+    by_frozen = replace(adapter, tensors={key: value[0] for key, value in frozen.items()})
+    found = {
+        "generated": predicted,
+        "shared adapter": shared(**inputs).logits.argmax(dim=-1),
+        "frozen backbone": by_frozen.load_into(pipe.backbone.classifier(num_labels=4))(**inputs).logits.argmax(dim=-1),
+    }
+    for name, labels in found.items():
+        print(f"{name:<16} accuracy {(labels == truth).float().mean():.2f}")
 
 
 if __name__ == "__main__":

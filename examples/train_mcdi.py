@@ -1,12 +1,12 @@
 """Meta-train a generator on a trajectory data set, with REPTILE under Accelerate, and save it as a pipeline.
 
-    accelerate launch examples/train_mcdi.py --config examples/reproduce/configs/minilm_intents.json \\
-        --trajectories runs/trajectories/trajectories --dataset_name CLINC150 --output_dir runs/mcdi
+    accelerate launch examples/train_mcdi.py --config examples/reproduce/configs/text.json \\
+        --trajectories runs/text/trajectories --output_dir runs/text/generator
 
 Every draw depends on the seed and the step's number only. So a run that is interrupted and continued with
 `--resume_from_checkpoint latest`, or spread over several processes, gives the same generator. The best generator on
 tasks of the validation domains is kept in OUTPUT_DIR/pipeline, and what was measured on the way in
-OUTPUT_DIR/curve.json: accuracy, the same with another task's condition, and diagnostics of the network.
+OUTPUT_DIR/curve.json: accuracy, the same with shuffled labels and with another task's condition, and diagnostics.
 """
 
 import sys

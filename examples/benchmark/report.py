@@ -33,16 +33,6 @@ FAMILIES = {
 OTHER_TASK = "Mc-Di, another task's condition"
 ABOUT = ("experiment", "family", "title", "note", "kinds", "command", "machine", "versions", "seal")
 NEEDED = (*ABOUT, "accuracy", "seconds", "time_kind", "choices", "memorisation", "spent")
-OLD_HARNESS = "04766b0"  # a commit
-OLD_RESULTS = f"""\
-The tables whose command names commit {OLD_HARNESS} were measured by the harness of that commit. The configs in
-`examples/benchmark/configs` run the same experiments with today's harness, which differs:
-
-* **One shared adapter** was trained for 60 to 100 steps there, but the shared start of the generators for 100 to 400.
-  Now it has as many steps as that start.
-* **Logistic regression** centred and scaled its features by all test examples, the queries included. Now it does so by
-  the validation examples.
-"""
 READING = f"""\
 A row is a method, a column a kind of task: `5x1` is 5-way 1-shot, and a word before it names what the classes are
 about. All methods of a table see the same test tasks; slow ones see the first of them, and ablations those of the
@@ -57,7 +47,6 @@ means without one.
   by chance.
 * **The best baseline** of a kind is the one that is highest beside {MAIN.name} on the episodes that both have. It is
   picked on the test episodes themselves, which flatters it: nobody could have picked it beforehand.
-* **Budgets**: REPTILE's start has 15 outer steps, the generators that are trained for these tables have 40 to 300.
 * **Times** are from a task's examples to its adapter, one task at a time; what was trained beforehand is not in them.
   A table's times are to be compared with each other only.
 * **Settings** of a method, at most four, were chosen on validation tasks. Then all choices were sealed, and only
@@ -235,8 +224,6 @@ def page(experiments: list[dict], picture: str) -> str:
     known = [method for name, method in METHODS.items() if any(name in one["accuracy"] for one in experiments)]
     about = markdown_table(["method", "what it is"], [[name_text(one.name), one.about] for one in known])
     parts = ["# The benchmark", "Made by `python examples/benchmark/report.py`."]
-    if any(OLD_HARNESS in results["command"] for results in experiments):
-        parts.append(OLD_RESULTS.rstrip())
     parts += summary(experiments)
     parts += [
         f"![Differences from Mc-Di against the time to an adapter]({picture})",

@@ -1,6 +1,6 @@
 """Run one experiment of the benchmark: generators, every baseline and every control, on tasks that nothing has seen.
 
-    python examples/benchmark/run.py --config examples/benchmark/configs/clinc150.json --data_root DATA
+    python examples/benchmark/run.py --config examples/benchmark/configs/text_unseen.json --data_root DATA
 
 makes the generators (trajectories, then Mc-Di and its ablations for every training seed), chooses the methods'
 settings on validation tasks, seals all choices, and only then draws the test tasks, each once. A run that was

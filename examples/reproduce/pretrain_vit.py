@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, get_cosine_schedule_with_warmup
 from transformers.hf_argparser import HfArg
 
-from mcdi_hf.adapters.head import class_means, head_logits, imprint_head
 from mcdi_hf.data.augmentation import MAX_DEGREES, MAX_LOG_SCALE, MAX_SHEAR, MAX_SHIFT
 from mcdi_hf.data.cached import load_cached_dataset
 from mcdi_hf.utils.arguments import parse_arguments
@@ -105,8 +104,8 @@ def prototype_loss(features: torch.Tensor, shots: int, scale: float) -> torch.Te
     """Classify all but the first `shots` images of each class, `(classes, images, dim)`, by the prototypes of these."""
     classes = torch.arange(len(features), device=features.device)
     support, query = features.split([shots, features.shape[1] - shots], dim=1)
-    means = class_means(support.flatten(0, 1)[None], classes.repeat_interleave(shots)[None], len(classes))
-    logits = head_logits(query.flatten(0, 1)[None], *imprint_head(means, scale))[0]
+    means = support.mean(dim=1)
+    logits = -scale / 2 * torch.cdist(query.flatten(0, 1), means).square()
     return torch.nn.functional.cross_entropy(logits, classes.repeat_interleave(query.shape[1]))
 
 

@@ -92,7 +92,7 @@ def test_bad_backbones_are_refused() -> None:
     with pytest.raises(ValueError, match="'max'.*'mean'"):
         FrozenBackbone.from_pretrained(tiny_backbone_folder(), pooling="max")
     folder = tiny_backbone_folder()
-    with pytest.raises(ValueError, match="no head that can be imprinted"):
+    with pytest.raises(ValueError, match="has no linear head"):
         FrozenBackbone(AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), folder)
 
 

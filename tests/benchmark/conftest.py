@@ -34,16 +34,19 @@ def fold(smoke: argparse.Namespace):
     from run import Experiment
     from tiny import random_adapters, seeded
 
+    from mcdi_hf.adapters.head import RidgeHead
+
     experiment = Experiment(smoke.config, smoke)
     own = Fold(experiment.generators[0], experiment.config, experiment.sizes, smoke)
     pipe, noise = own.pipeline("Mc-Di", 0), seeded(1)
     pipe.codec.std.fill_(0.5)
-    pipe.codec.head_std.fill_(0.1)
     for parameter in (*pipe.denoiser.parameters(), *pipe.task_encoder.parameters()):
         torch.nn.init.normal_(parameter, std=0.2, generator=noise)
-    adapters = random_adapters(own.codec.layout, 6, seed=2)
-    adapters = {key: adapters[key] for key in own.codec.layout.lora_shapes}
+    shared = random_adapters(own.codec.layout, 1, seed=2)
+    shared = {key: shared[key] for key in own.codec.layout.lora_shapes}
+    pipe.codec.set_shared_adapter(shared, RidgeHead(2.0, -3.0, 0.2, own.codec.head.feature_norm))
+    coefficients = torch.randn(6, *own.codec.filled.shape, generator=noise)
     training = own.training
     supports = [*training.supports, *training.supports][:6]
-    own._made["training"] = replace(training, adapters=adapters, supports=supports)
+    own._made["training"] = replace(training, coefficients=coefficients, supports=supports)
     return own

@@ -205,7 +205,7 @@ pipe = MCDiPipeline.from_pretrained("tester/pipeline")
 pipe.set_progress_bar_config(disable=True)
 adapter = pipe({"first": ["a b c"], "second": ["x y z"]}, num_inference_steps=1).adapters[0]
 model = PeftModel.from_pretrained(tiny_backbone().classifier(num_labels=2), "tester/adapter")
-rows, _ = load_trajectories("tester/trajectories")
+rows, _, _ = load_trajectories("tester/trajectories")
 print(pipe.revision, adapter.details.generator, model.peft_config["default"].r, len(rows))
 """
 

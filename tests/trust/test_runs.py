@@ -115,7 +115,7 @@ def test_an_earlier_run_is_not_mixed_with_another(command: list, collected: Coll
 
 def test_a_full_disk_is_one_clear_line(command: list, reliability: Reliability, tmp_path: Path) -> None:
     # Fewer bytes than the copy of the trajectories in the cache takes, than the denoiser, and than a checkpoint's model.
-    limits = {"cache": 3000, "pipeline": 20_000, "checkpoint": 40_000}
+    limits = {"cache": 3000, "pipeline": 20_000, "checkpoint": 140_000}
     wanted = {
         "cache": f"to the cache of datasets in {tmp_path / 'cache'}: File too large",
         "pipeline": f"{tmp_path / 'pipeline' / 'pipeline'}: Error while serializing",

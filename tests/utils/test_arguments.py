@@ -109,11 +109,11 @@ def test_help_shows_every_argument_with_its_default(kind: type, capsys: pytest.C
     "kind, values, message",
     [
         (TrajectoryArguments, {"ways": [5]}, r"ways is \[5\]: expected the least and the greatest"),
-        (TrajectoryArguments, {"examples_per_class": [0, 3]}, "examples_per_class is"),
+        (TrajectoryArguments, {"shots": [0, 3]}, "shots is"),
         (TrajectoryArguments, {"push_to_hub": True}, "push_to_hub needs hub_dataset_id"),
         (TrajectoryArguments, {"num_targets": 25}, "num_targets is 25: expected 1 to num_steps"),
         (TrajectoryArguments, {"num_tasks": 0}, "num_tasks is 0: expected a number from 1"),
-        (TrajectoryArguments, {"max_stack_size": 0}, "max_stack_size is 0: expected a number from 1"),
+        (TrajectoryArguments, {"stack_size": 0}, "stack_size is 0: expected a number from 1"),
         (TrajectoryArguments, {"lr_scheduler": "reduce_lr_on_plateau"}, "lr_scheduler is 'reduce_lr_on_plateau'"),
         (TrajectoryArguments, {"pooling": "max"}, "pooling is 'max': expected one of"),
         (MCDiTrainingArguments, {"shots": [3, 1]}, "shots is"),
@@ -125,7 +125,6 @@ def test_help_shows_every_argument_with_its_default(kind: type, capsys: pytest.C
         (MCDiTrainingArguments, {"strengths": []}, "strengths or validation_tasks is empty"),
         (MCDiTrainingArguments, {"push_to_hub": True}, "push_to_hub needs hub_model_id"),
         (MCDiTrainingArguments, {"tasks_per_step": 0}, "leaves the task loss alone, but task_loss_weight is 0"),
-        (MCDiTrainingArguments, {"support_views": 2, "imprint_from": "generated"}, "needs imprint_from mean"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(kind: type, values: dict, message: str) -> None:

@@ -4,7 +4,7 @@ from .base import GROUPS, Method
 from .controls import GaussianSample, NoisedNearest
 from .frozen import Frozen
 from .gradient_lora import GradientLora, LoraOnAllData, TimedLora
-from .logistic import Logistic
+from .logistic import Logistic, MeanPooledLogistic
 from .lorahub import LoraHub
 from .mcdi import Generated, NoiseCondition, OtherTask, Refined, Selected, ShuffledLabels
 from .nearest import NearestAdapter
@@ -25,6 +25,10 @@ METHODS: dict[str, Method] = {
         Logistic(
             "frozen + logistic regression",
             "logistic regression on the same features, scaled by the validation examples",
+        ),
+        MeanPooledLogistic(
+            "frozen, mean-pooled + logistic regression",
+            "the same on the mean of the tokens, where the backbone's own class reads CLS; texts only",
         ),
         SharedAdapter(
             "shared adapter", "what the generator starts from, at strength 0, a head made for each test task"

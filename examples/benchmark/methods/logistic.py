@@ -4,7 +4,7 @@ import torch
 from fold import Fold
 from splits import TASKS_AT_ONCE, Split
 
-from mcdi_hf import Task
+from mcdi_hf import FrozenBackbone, Task
 from mcdi_hf.adapters.head import head_logits
 from mcdi_hf.data.episodes import task_accuracies, task_losses
 
@@ -49,10 +49,14 @@ class Logistic(Method):
     def settings(self, split: Split, fold: Fold, shots: int) -> list[float]:
         return [0.1, 1.0, 10.0, 100.0]
 
+    def features(self, split: Split, fold: Fold) -> torch.Tensor:
+        """What the regression reads of every example: `(views, rows, feature_dim)`."""
+        return split.features("frozen", fold.frozen)
+
     def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: float) -> list[float]:
-        known = fold.split("validation").features("frozen", fold.frozen)[0]  # never of the test tasks' queries
+        known = self.features(fold.split("validation"), fold)[0]  # never of the test tasks' queries
         mean = known.mean(dim=0)
-        features = (split.features("frozen", fold.frozen) - mean) / (known - mean).square().mean().sqrt()
+        features = (self.features(split, fold) - mean) / (known - mean).square().mean().sqrt()
         found = []
         for first in range(0, len(tasks), TASKS_AT_ONCE):
             part = tasks[first : first + TASKS_AT_ONCE]
@@ -62,3 +66,29 @@ class Logistic(Method):
             logits = head_logits(features[0][query.rows], *head, query.class_mask)
             found += task_accuracies(logits, query.labels).tolist()
         return found
+
+
+class MeanPooledLogistic(Logistic):
+    """The same on the mean of the tokens, which is what a sentence encoder was pretrained to be judged by; texts only."""
+
+    def fits(self, fold: Fold, seed: int) -> bool:
+        return fold.backbone.pooling == "default" and not fold.backbone.reads_images
+
+    def features(self, split: Split, fold: Fold) -> torch.Tensor:
+        backbone = fold.once("mean pooled", lambda: mean_pooled(fold))
+        return split.once("mean pooled", lambda: features_of(backbone, split.inputs(range(len(split.table))))[None])
+
+
+def mean_pooled(fold: Fold) -> FrozenBackbone:
+    backbone = FrozenBackbone.from_pretrained(fold.backbone_folder, "mean", max_length=fold.backbone.max_length)
+    setattr(backbone.model, backbone.head_name, torch.nn.Identity())
+    return backbone
+
+
+@torch.no_grad()
+def features_of(backbone: FrozenBackbone, texts: list) -> torch.Tensor:
+    """What the head of a backbone read of texts before it was taken off, texts of like length together."""
+    order = sorted(range(len(texts)), key=lambda place: len(str(texts[place])))
+    parts = [order[first : first + 64] for first in range(0, len(order), 64)]
+    found = torch.cat([backbone.model(**backbone.inputs([texts[place] for place in part])).logits for part in parts])
+    return found[torch.tensor(order).argsort()]

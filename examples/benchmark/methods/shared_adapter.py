@@ -31,11 +31,11 @@ class EqualShared(Method):
     def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: Any) -> list[float]:
         def make() -> dict[str, torch.Tensor]:
             training, means = fold.training, fold.training.shared_start
-            budget = means["steps"], means["tasks_per_step"], means["learning_rate"], seed
+            budget = means["steps"], means["tasks_per_step"], means["learning_rate"]
             start = SharedStart(fold.stacked, training.examples, training.sampler, [], *budget, own_share=0.0)
             tensors, head = train_shared_adapter(start)
             return tensors | {name: torch.tensor(value, dtype=torch.float64) for name, value in asdict(head).items()}
 
-        tensors = dict(fold.kept(f"shared-{seed}", make))
+        tensors = dict(fold.kept("equal_shared", make))
         head = RidgeHead(**{name: tensors.pop(name).item() for name in asdict(RidgeHead())})
-        return split.free(split.features(f"shared {seed}", tensors), tasks, head)
+        return split.free(split.features("equal shared", tensors), tasks, head)

@@ -109,8 +109,11 @@ class AdapterLayout:
         """Refuse a LoRA config, as `to_dict` gives it, that adapts or scales other modules of a backbone than this
         layout; PEFT itself is asked."""
         # Wherever the backbone was loaded from: PEFT would warn that it is not the place that the config names.
-        config = LoraConfig(**lora_config | {"base_model_name_or_path": None})
-        found = AdapterLayout.from_model(model, config, head_name)
+        try:
+            config = LoraConfig(**lora_config | {"base_model_name_or_path": None})
+            found = AdapterLayout.from_model(model, config, head_name)
+        except Exception as error:  # a forged config can go wrong in any way, and each of them is the config's fault
+            raise ValueError(f"The LoraConfig makes no adapter: {type(error).__name__}: {error}") from error
         if found.to_dict() != self.to_dict():
             differing = sorted({module.name for module in set(found.modules) ^ set(self.modules)})
             raise ValueError(

@@ -61,7 +61,7 @@ class FrozenBackbone:
         heads = [name for name, child in model.named_children() if name in HEAD_NAMES and isinstance(child, nn.Linear)]
         if len(heads) != 1:
             raise ValueError(
-                f"{type(model).__name__} has no head that can be imprinted: expected one nn.Linear named "
+                f"{type(model).__name__} has no linear head: expected one nn.Linear named "
                 f"{' or '.join(HEAD_NAMES)}, found {heads or 'none'}."
             )
         self.model = model.eval().requires_grad_(False)
