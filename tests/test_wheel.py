@@ -27,15 +27,15 @@ sources = [Source(f"{root}/source", group_column="domain")]
 trajectories = TrajectoryCollector(
     TrajectoryArguments(
         output_dir=f"{root}/trajectories", pretrained_model_name_or_path=f"{root}/backbone", held_out_domains=["west"],
-        ways=[2, 3], examples_per_class=[5, 5], queries_per_class=2, rank=2, layers=[1], token_dim=20, num_tasks=3,
-        shared_steps=2, train_batch_size=4, max_train_steps=3,
+        ways=[2, 3], shots=[1, 3], queries_per_class=2, rank=2, layers=[1], num_tasks=3, shared_steps=2,
+        max_train_steps=3,
     ),
     sources,
 ).collect()
 folder = MCDiTrainer(
     args=MCDiTrainingArguments(
         output_dir=f"{root}/generator", dim=16, num_layers=1, shots=[1, 2], train_batch_size=2, tasks_per_step=1,
-        max_train_steps=2, num_validation_episodes=2, validation_tasks=["2x1"],
+        max_train_steps=2, num_validation_episodes=2, validation_queries=2, validation_tasks=["2x1"],
     ),
     trajectories=trajectories,
     sources=sources,

@@ -35,7 +35,7 @@ def test_an_adapter_has_the_tensors_of_its_layout(made: Made) -> None:
     assert {key: tuple(value.shape) for key, value in adapter.tensors.items()} == layout.shapes(len(support))
     assert bool(layout.head_keys) != backbone.is_causal_lm
     flat = pipe(support, num_inference_steps=3, output_type="pt").adapters
-    assert flat.shape == (1, layout.width(len(support)))
+    assert flat.shape == (1, sum(value.numel() for value in adapter.tensors.values()))
     latent = pipe([support, dict(list(support.items())[:2])], num_inference_steps=3, output_type="latent").adapters
     assert latent.shape == (2, pipe.codec.num_tokens, layout.token_dim)
 

@@ -113,6 +113,9 @@ def test_in_bfloat16_the_statistics_stay_float32() -> None:
 
 def test_heads_are_made_of_all_views_of_the_support() -> None:
     made, backbone = tiny_image_pipeline()
+    for wrong in (0, 10**9):
+        with pytest.raises(ValueError, match=f"support_views is {wrong}: expected 1 to 64"):
+            MCDiPipeline(**made.components, support_views=wrong)
     pipe = MCDiPipeline(**made.components, support_views=3)
     pipe.backbone = backbone
     pipe.set_progress_bar_config(disable=True)

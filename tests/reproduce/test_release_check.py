@@ -52,7 +52,7 @@ def write_release(folder: Path, first: str, second: str) -> None:
 60 episodes a column, 5 queries a class; seeds 0, 1 of episodes, noise and shared adapter, one trained generator; \
 standard deviations over seeds are at most 0.1. A note.
 
-Measured by the harness of commit `abc`: `python examples/gone.py`. To measure again, see `examples/train_mcdi.py`."""
+Measured by `python examples/gone.py` of commit `abc`. To measure again, see `examples/train_mcdi.py`."""
     (folder / "README.md").write_text(TEMPLATE.replace('{% include "tables.md" %}', table))
 
 

@@ -146,10 +146,6 @@ class AdapterLayout:
         """How many numbers the LoRA matrices hold, without the head."""
         return sum(math.prod(shape) for shape in self.lora_shapes.values())
 
-    def width(self, ways: int) -> int:
-        """How many numbers an adapter for `ways` classes holds, with the head: the width of flat weights."""
-        return sum(math.prod(shape) for shape in self.shapes(ways).values())
-
     @property
     def token_dim(self) -> int:
         """The width of a token: the greatest rank of a module."""

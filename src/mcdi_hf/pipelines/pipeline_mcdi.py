@@ -26,6 +26,9 @@ from .selection import Selector
 from .support import Support, SupportSet, as_support_sets, check_readable, encode_examples
 
 
+MAX_VIEWS = 64  # of a support example: a forged pipeline could ask for more than there is memory
+
+
 class MCDiPipeline(DiffusionPipeline):
     """Generates LoRA adapters with a classification head for a frozen backbone, from a few labelled examples.
 
@@ -71,6 +74,8 @@ class MCDiPipeline(DiffusionPipeline):
     ) -> None:
         super().__init__()
         check_components(denoiser, task_encoder, codec)
+        if not 1 <= support_views <= MAX_VIEWS:
+            raise ValueError(f"support_views is {support_views}: expected 1 to {MAX_VIEWS}.")
         self.register_modules(denoiser=denoiser, task_encoder=task_encoder, codec=codec, scheduler=scheduler)
         self.register_to_config(
             base_model_name_or_path=base_model_name_or_path,
