@@ -140,11 +140,13 @@ def test_kinds_of_tasks_by_name() -> None:
     rows.groups = dict(zip(("looks/colour", "looks/shape", "size"), rows.groups.values()))
     assert {task.group for task in tasks_of_kind("looks/*:2x1", rows, **own)} == {"looks/colour", "looks/shape"}
     assert {task.group for task in tasks_of_kind("size:2x1", rows, **own)} == {"size"}
-    for kind in ("crossed:3x2", "2-1", "looks"):
+    for kind in ("crossed:3x2", "2-1", "looks", "1x5", "2x0"):
         with pytest.raises(ValueError, match="is unknown: expected WAYSxSHOTS"):
             tasks_of_kind(kind, rows, **own)
     with pytest.raises(ValueError, match=r"There are no tasks of the kind 'taste:2x1'.*expected one of the groups"):
         tasks_of_kind("taste:2x1", rows, **own)
+    with pytest.raises(ValueError, match="'crossed:2x4' of images: expected texts"):
+        tasks_of_kind("crossed:2x4", ROWS, seed=1, count=6)
 
 
 def test_texts_are_compared_by_letters_and_digits() -> None:

@@ -117,6 +117,16 @@ def test_divergence_is_an_error(setting: Setting) -> None:
         collect_trajectories(stacked, codec, examples, tasks[:1], [0], settings)
 
 
+def test_a_stack_refuses_tasks_that_it_cannot_draw_from(setting: Setting) -> None:
+    stacked, codec, examples, tasks = setting
+    wide = dataclasses.replace(tasks[0], classes=("a", "b", "c"), support=(*tasks[0].support, tasks[0].support[0]))
+    with pytest.raises(ValueError, match=r"tasks of 2 and of \[3\] classes"):
+        collect_trajectories(stacked, codec, examples, [tasks[0], wide], [0, 1], SETTINGS)
+    few = dataclasses.replace(tasks[0], support=tuple(rows[:4] for rows in tasks[0].support))
+    with pytest.raises(ValueError, match="A class has 4 support rows: expected 5"):
+        collect_trajectories(stacked, codec, examples, [few], [0], SETTINGS)
+
+
 def test_a_language_model_has_trajectories_without_heads() -> None:
     stacked, codec, examples, tasks = make(tiny_language_model(), llama_config())
     rows = collect_trajectories(stacked, codec, examples, tasks[:2], [0, 1], SETTINGS)

@@ -12,6 +12,8 @@ import pyarrow.parquet
 import pytest
 from datasets import load_dataset
 from fake_hub import FakeHub
+from safetensors import safe_open
+from safetensors.torch import save_file
 from scripts import (
     CLASSES,
     DOMAINS,
@@ -247,6 +249,7 @@ def test_leaks_and_unknown_domains_are_named(setting: Setting, tmp_path: Path) -
             {"train_domains": None, "held_out_domains": ["east"], "validation_domains": None},
             r"no domains \['east'\] to hold out",
         ),
+        ({"validation_tasks": ["2x0"]}, "The kind of tasks '2x0' is unknown"),
     ):
         with pytest.raises(ValueError, match=message):
             setting.collect(tmp_path / "run", **changes)
@@ -280,11 +283,30 @@ def test_texts_of_a_test_set_are_left_out_and_counted(
     assert made["exclude_texts_of"] == [name]
 
 
+def test_a_shared_start_made_anew_otherwise_continues_nothing(
+    setting: Setting, straight: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    path = folder / "shared_adapter.safetensors"
+    with safe_open(path, "pt") as file:
+        tensors, metadata = {key: 1.001 * file.get_tensor(key) for key in file.keys()}, file.metadata()
+    save_file(tensors, path, metadata)  # as another machine's rounding would
+    with pytest.raises(ValueError, match="trajectories in the basis of another shared adapter"):
+        setting.collect(folder, num_tasks=NUM_TASKS + 2)
+    path.write_bytes(b"half")
+    with pytest.raises(ValueError, match="shared_adapter.safetensors is damaged"):
+        setting.collect(folder)
+    assert shards(folder) == shards(straight)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
         ({"crossed_share": 0.5, "ways": [3, 4]}, "crossed_share needs ways from 2 on"),
         ({"own_share": 1.5}, "own_share is 1.5: expected a share from 0 to 1"),
+        ({"ways": [1, 3]}, r"ways is \[1, 3\]: expected 2 classes or more"),
+        ({"examples_per_class": 4}, "examples_per_class is 4: expected 5 or more"),
         ({"held_out_domains": []}, r"validation_domains has \['west'\], which held_out_domains has not"),
     ],
 )

@@ -96,8 +96,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     make().save(tmp_path / "made", {"a": 1})
-    with pytest.raises(ValueError, match="made with other settings"):
+    with pytest.raises(ValueError, match="made with other settings: a is 1 there, 2 here"):
         train_shared_adapter(make(), None, 2, tmp_path / "made", {"a": 2})
+    (tmp_path / "made").write_bytes((tmp_path / "made").read_bytes()[:-9])
+    with pytest.raises(ValueError, match="made is damaged: .*Delete it and run the same command again"):
+        train_shared_adapter(make(), None, 2, tmp_path / "made", {"a": 1})
 
 
 def test_divergence_is_an_error() -> None:

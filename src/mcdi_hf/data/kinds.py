@@ -25,8 +25,8 @@ def tasks_of_kind(
     """Tasks of one kind.
 
     Args:
-        kind (`str`): `WAYSxSHOTS` of any group, `GROUP:WAYSxSHOTS` of one, `SOURCE/*:WAYSxSHOTS` of all groups of a source,
-            or `crossed:2xSHOTS`: twins, one behind the other, see [`CrossedSampler`].
+        kind (`str`): `WAYSxSHOTS` of any group, `GROUP:WAYSxSHOTS` of one, `SOURCE/*:WAYSxSHOTS` of all groups of a
+            source, or `crossed:2xSHOTS`: twins, one behind the other, see [`CrossedSampler`].
         rows, query_rows, queries: Those of [`EpisodeSampler`].
         seed, count (`int`): Which tasks, and how many.
         identities (`np.ndarray` of shape `(rows,)`, *optional*): Which rows are the same example, for twins.
@@ -35,11 +35,15 @@ def tasks_of_kind(
         `ValueError`: when the kind is none of these, or there are no such tasks.
     """
     group, _, size = kind.rpartition(":")
-    if not re.fullmatch(r"\d+x\d+", size) or group == CROSSED and not size.startswith("2x"):
+    known = re.fullmatch(r"(\d+)x(\d+)", size)
+    ways, shots = map(int, known.groups()) if known else (0, 0)
+    if ways < 2 or shots < 1 or group == CROSSED and ways != 2:
         raise ValueError(
-            f"The kind of tasks {kind!r} is unknown: expected WAYSxSHOTS, GROUP:WAYSxSHOTS or crossed:2xSHOTS."
+            f"The kind of tasks {kind!r} is unknown: expected WAYSxSHOTS, GROUP:WAYSxSHOTS or crossed:2xSHOTS, with 2 "
+            "ways or more."
         )
-    ways, shots = (int(number) for number in size.split("x"))
+    if group == CROSSED and identities is None:
+        raise ValueError(f"There are no tasks of the kind {kind!r} of images: expected texts, which tell equal ones.")
     try:
         if group == CROSSED:
             crossed = CrossedSampler(rows, identities, (shots, shots), queries + queries % 2, seed)

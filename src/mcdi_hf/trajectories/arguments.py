@@ -85,6 +85,13 @@ class TrajectoryArguments:
         check_positive(self, "shared_steps", "validation_steps", "num_validation_episodes")
         for name in ("ways", "shots"):
             check_range(name, getattr(self, name))
+        if self.ways[0] < 2:
+            raise ValueError(f"ways is {self.ways}: expected 2 classes or more, of which there is something to tell.")
+        if self.examples_per_class < self.min_rows:
+            raise ValueError(
+                f"examples_per_class is {self.examples_per_class}: expected {self.min_rows} or more, the greatest of "
+                "shots and queries_per_class together, which each step draws."
+            )
         for name in ("two_way_share", "crossed_share", "own_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected a share from 0 to 1.")

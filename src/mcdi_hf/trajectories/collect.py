@@ -70,7 +70,11 @@ def sam_perturbation(gradient: torch.Tensor, rho: float) -> torch.Tensor:
 
 
 class TaskStack:
-    """The coefficients of several tasks of as many classes on the way, `(tasks, num_tokens, token_dim)`, from z = 1."""
+    """The coefficients of several tasks on the way, `(tasks, num_tokens, token_dim)`, from z = 1.
+
+    A `ValueError` says that the tasks differ in their number of classes, or that a class has fewer support rows than a
+    step draws.
+    """
 
     def __init__(
         self,
@@ -84,6 +88,11 @@ class TaskStack:
         self.tasks, self.settings = tasks, settings
         self.coefficients = torch.ones(len(tasks), *codec.filled.shape, device=stacked.device, requires_grad=True)
         self.ways = len(tasks[0].classes)
+        if different := sorted({len(task.classes) for task in tasks} - {self.ways}):
+            raise ValueError(f"A stack has tasks of {self.ways} and of {different} classes: expected as many in each.")
+        needed = settings.shots[1] + settings.queries
+        if (least := min(len(rows) for task in tasks for rows in task.support)) < needed:
+            raise ValueError(f"A class has {least} support rows: expected {needed}, the shots and queries of a step.")
 
     def draw(self, step: int, randoms: list[np.random.Generator]) -> tuple[SupportBatch, SupportBatch]:
         """Draw of every task's support what a head is made of and what it is judged on, any view of an example. The
@@ -156,8 +165,8 @@ def collect_trajectories(
     numbers: list[int],
     settings: TrajectorySettings,
 ) -> list[dict]:
-    """Optimise one stack of adapters, tasks of as many classes, each on the support rows of its task, and judge them on
-    the query rows. AdamW works element by element, so a stack gives each task what a run of its own would give.
+    """Optimise one stack of adapters, tasks of as many classes, each on the support rows of its task, and judge them
+    on the query rows. AdamW works element by element, so a stack gives each task what a run of its own would give.
 
     The tasks' `numbers` seed their batches. Returned is a row of the trajectory data set for every task, see
     [`trajectory_features`]. A `ValueError` says that the weights of a task became infinite or NaN.

@@ -4,15 +4,15 @@ import json
 import shutil
 import time
 from dataclasses import asdict
+from datetime import timedelta
 from itertools import groupby
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from datasets import Dataset
+from datasets import Dataset, Image
 from peft import LoraConfig
-from safetensors import safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
@@ -27,13 +27,16 @@ from ..data.kinds import tasks_of_kind
 from ..data.sources import Source, domains_of, inputs_of, load_table, training_table
 from ..data.stacks import stack_sampler
 from ..data.tasks import LabelledRows, Task, check_disjoint
-from ..utils.files import write_file
+from ..utils.files import read_tensors, write_file
 from ..utils.run_folder import hold_folder
 from .arguments import TrajectoryArguments
 from .collect import TaskStack, collect_trajectories
 from .description import differences, package_versions
 from .folder import TrajectoryFolder
 from .shared import SharedStart, source_of, train_shared_adapter
+
+
+LONGEST_WAIT = timedelta(days=7)  # of one process for another; PyTorch's own is some minutes
 
 
 class TrajectoryCollector:
@@ -45,12 +48,10 @@ class TrajectoryCollector:
     """
 
     def __init__(self, args: TrajectoryArguments, sources: list[Source]) -> None:
-        # No Accelerator, which would settle the precision of all that comes after it in this process.
-        self.args, self.state, self.sources = (
-            args,
-            PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")),
-            sources,
-        )
+        self.args = args
+        # No Accelerator, which would settle the precision of all that comes after it in this process. The others wait
+        # for the main process while it trains the shared start.
+        self.state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
         where = {
             "sources": [asdict(source) for source in sources],
             "splits": ["train"],
@@ -64,6 +65,7 @@ class TrajectoryCollector:
             held_out = load_table(sources, ["train"], args.held_out_domains)[0]
             held_rows = LabelledRows(held_out, "label", "group", domain_column="domain")
             check_disjoint(training=self.rows, held_out=held_rows)
+        self.validation = _validation(args, sources) if args.validation_domains else None
         drawn = {
             name: getattr(args, name)
             for name in ("ways", "shots", "queries_per_class", "two_way_share", "crossed_share", "seed")
@@ -144,13 +146,13 @@ class TrajectoryCollector:
             stack.gradient(*batches)
             training = (time.perf_counter() - began) * settings.num_steps
         minutes = training / len(tasks) * args.num_tasks / 60
-        layout, groups = self.codec.layout, self.rows.groups
+        layout, groups, width = self.codec.layout, self.rows.groups, self.codec.filled.sum()
         length = int(examples.lengths(torch.arange(len(examples))).max())
         held = examples.hidden_states.nbytes // 2**20
         return {
             "tasks": f"{args.num_tasks}, of {sum(map(len, groups.values()))} classes in {len(groups)} groups",
             "examples": f"{len(examples)} in {args.num_views} views, of at most {length} tokens, {held} MiB",
-            "weights": f"{self.codec.filled.sum()} numbers in {self.codec.num_tokens} tokens, for {layout.numel} of LoRA",
+            "weights": f"{width} numbers in {len(layout.modules)} tokens, for {layout.numel} of LoRA",
             "data set": f"{self._data_bytes() / 1e6:.0f} MB",
             "estimated time": f"{minutes:.1f} min on one process, without the shared start",
         }
@@ -193,9 +195,7 @@ class TrajectoryCollector:
                 # one entry, since safetensors keep no order of several
                 content = save(tensors, {"made": json.dumps({"made": made, "head": asdict(head)})})
                 write_file(path, lambda file: file.write(content))
-            with safe_open(path, "pt") as file:
-                told = json.loads(file.metadata()["made"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors, told = read_tensors(path, "made")
         if different := differences(told["made"], made):
             raise ValueError(f"{path} was made otherwise: {'; '.join(different)}. Choose another output_dir.")
         return tensors, RidgeHead(**told["head"])
@@ -208,12 +208,8 @@ class TrajectoryCollector:
             self.stacked, examples, self.sampler, names, *settings, args.own_share, args.mixed_precision
         )
         validation = None
-        if args.validation_domains:
-            table = load_table(self.sources, ["train"], args.validation_domains)[0]
-            rows = LabelledRows(table, "label", "group", domain_column="domain")
-            drawn = {"seed": args.seed + 1, "count": args.num_validation_episodes}
-            drawn["identities"] = identities(inputs_of(table)) if not self.stacked.backbone.reads_images else None
-            kinds = {kind: tasks_of_kind(kind, rows, queries=15, **drawn) for kind in args.validation_tasks}
+        if self.validation is not None:
+            table, kinds = self.validation
             validation = self._encode(table, 1, "validation"), kinds
         with self._bar("shared start", args.shared_steps, "step") as bar:
             place = args.output_dir / "shared_checkpoint.safetensors"
@@ -240,6 +236,16 @@ class TrajectoryCollector:
         if free < needed:
             left = f"{existing} has {free / 1e6:.0f} MB left"
             raise OSError(f"{left}; the trajectories need {needed / 1e6:.0f} MB more. Choose another output_dir.")
+
+
+def _validation(args: TrajectoryArguments, sources: list[Source]) -> tuple[Dataset, dict[str, list[Task]]]:
+    """The rows that the shared start is chosen on, and the tasks of every kind."""
+    table = load_table(sources, ["train"], args.validation_domains)[0]
+    rows = LabelledRows(table, "label", "group", domain_column="domain")
+    drawn = {"seed": args.seed + 1, "count": args.num_validation_episodes}
+    if not isinstance(table.features["input"], Image):
+        drawn["identities"] = identities(inputs_of(table))
+    return table, {kind: tasks_of_kind(kind, rows, queries=15, **drawn) for kind in args.validation_tasks}
 
 
 def _as_json(description: dict) -> dict:

@@ -22,9 +22,8 @@ def load_trajectories(
 
     Returned are the data set in numpy format, by task number, what its `trajectories.json` holds, and the codec in
     whose basis the weights are written. With `streaming` rows are read one by one, without a copy in the cache. A
-    `ValueError` says that there is no trajectory data set, that tasks are missing in a folder, or that a
-    file is damaged; an `OSError` that the cache of `datasets`
-    cannot be written.
+    `ValueError` says that there is no trajectory data set, that tasks are missing in a folder, or that a file is
+    damaged; an `OSError` that the cache of `datasets` cannot be written.
     """
     source = name_or_path
     if Path(name_or_path).is_dir():

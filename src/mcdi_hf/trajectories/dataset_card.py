@@ -11,8 +11,8 @@ SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1
 
 
 def trajectory_card(title: str, record: dict, width: int, summary: dict | None) -> DatasetCard:
-    """Fill the card of a trajectory data set called `title`: `record` is what `trajectories.json` holds, `width` that of
-    its weights, `summary` what [`TrajectoryFolder.finish`] found, none before the end of the collection.
+    """Fill the card of a trajectory data set called `title`: `record` is what `trajectories.json` holds, `width` that
+    of its weights, `summary` what [`TrajectoryFolder.finish`] found, none before the end of the collection.
     """
     # No `configs`: the shards' names say the split, and for a local folder with `configs` the cache of `datasets` is
     # found by the folder's last name alone, so that it would give the rows of another folder, or of last week.

@@ -42,6 +42,12 @@ def read_codec(folder: Path, layout: AdapterLayout) -> AdapterCodec:
     return codec
 
 
+def same_basis(one: AdapterCodec, other: AdapterCodec) -> bool:
+    """Whether coefficients mean the same in two codecs of one layout: they have the same basis and the same head."""
+    pairs = zip(one.basis.state_dict().values(), other.basis.state_dict().values(), strict=True)
+    return one.head == other.head and all(mine.cpu().equal(its.cpu()) for mine, its in pairs)
+
+
 def differences(there: dict, here: dict) -> list[str]:
     """Say what differs between two records of `trajectories.json`, `there` on disk or on the Hub and `here` at
     hand, each by its dotted path with both values."""

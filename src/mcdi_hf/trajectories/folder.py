@@ -16,7 +16,7 @@ from ..adapters.codec import AdapterCodec
 from ..adapters.layout import AdapterLayout
 from ..utils.files import write_file, write_folder
 from .dataset_card import trajectory_card
-from .description import differences, read_codec, read_record
+from .description import differences, read_codec, read_record, same_basis
 from .shards import check_shard
 
 
@@ -28,8 +28,8 @@ def trajectory_features(layout: AdapterLayout) -> Features:
     """The columns of a trajectory data set.
 
     `weights` is `(1 + k, num_tokens * token_dim)`: the coefficients z at the start, which are 1, then at the `k` local
-    targets, flat; see [`AdapterCodec`]. `support` lists, for each of `classes`, the rows of the table of sources that the
-    optimiser saw. `accuracy` is that on other rows at the end, `start_accuracy` that of the shared adapter on them.
+    targets, flat; see [`AdapterCodec`]. `support` lists, for each of `classes`, the rows of the table of sources that
+    the optimiser saw. `accuracy` is that on other rows at the end, `start_accuracy` the shared adapter's on them.
     """
     return Features(
         {
@@ -52,10 +52,9 @@ class TrajectoryFolder:
     shard by shard.
 
     Its files are those of a data set repository: the card `README.md`, `trajectories.json`, whose `record` tells
-    how the trajectories were made, with the adapters' `layout`, the folder `codec`, whose basis the weights are written
-    in, and shards `data/train-<first task>-<last
-    task>.parquet` with the columns `features`. A file is written whole or not at all, so a collection that was
-    stopped at any moment can be continued.
+    how the trajectories were made, with the adapters' `layout`, the folder `codec`, in whose basis the weights are
+    written, and shards `data/train-<first task>-<last task>.parquet` with the columns `features`. A file is written
+    whole or not at all, so a collection that was stopped at any moment can be continued.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -76,8 +75,8 @@ class TrajectoryFolder:
 
         `description` is all else that the trajectories depend on, as JSON has it: `lora_config`, `base_model`, the
         optimiser's settings, seeds, sources, versions. The number of tasks, which may grow, is no part of it. A
-        `ValueError` says that the folder holds trajectories that were made otherwise, and names every difference;
-        an `OSError` that it cannot be written.
+        `ValueError` says that the folder holds trajectories that were made otherwise, and names every difference, or
+        in another basis; an `OSError` that it cannot be written.
         """
         # dict(**...) refuses a description that has a `layout` of its own.
         record = dict(**description, layout=codec.layout.to_dict())
@@ -88,6 +87,11 @@ class TrajectoryFolder:
                 raise ValueError(
                     f"{folder} holds trajectories that were made otherwise: {'; '.join(different)}. Choose another "
                     "folder, or the same settings to continue."
+                )
+            if not same_basis(read_codec(folder / CODEC, codec.layout), codec):
+                raise ValueError(
+                    f"{folder} holds trajectories in the basis of another shared adapter, which the same settings can "
+                    "make on another machine: get its shared_adapter.safetensors again, or choose another folder."
                 )
         elif (folder / CARD).exists() or (folder / "data").exists():
             raise ValueError(f"{folder} holds other files and no {RECORD}: choose another folder.")
@@ -134,9 +138,8 @@ class TrajectoryFolder:
         """Write one shard, whole or not at all.
 
         `rows` have successive task numbers and all the columns of [`trajectory_features`]; `weights` is a float32
-        `np.ndarray` of shape `(1 + k, num_tokens * token_dim)`. A `ValueError`
-        says that a task is there already, or that weights are not finite or do not fit the layout; an `OSError`
-        that the shard cannot be written.
+        `np.ndarray` of shape `(1 + k, num_tokens * token_dim)`. A `ValueError` says that a task is there already, or
+        that weights are not finite or do not fit the layout; an `OSError` that the shard cannot be written.
         """
         width, numbers = self.features["weights"].shape[1], [row["task"] for row in rows]
         if not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
@@ -164,8 +167,8 @@ class TrajectoryFolder:
 
     def summary(self) -> dict:
         """What the folder holds, when it is whole: `tasks`, their number; `groups`, group -> number of tasks;
-        `accuracy` (held out), `start_accuracy` and `train_accuracy`, each mean and standard deviation over the tasks; `losses`, step
-        -> mean; `megabytes` of the shards.
+        `accuracy` (held out), `start_accuracy` and `train_accuracy`, each mean and standard deviation over the tasks;
+        `losses`, step -> mean; `megabytes` of the shards.
         """
         self.check_whole()
         names = [name for name in self.features if name not in ("classes", "support", "weights")]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 
 from ..adapters.head import RidgeHead
@@ -18,7 +17,8 @@ from ..data.encoded import EncodedExamples
 from ..data.episodes import SupportBatch, task_accuracies, task_losses
 from ..data.stacks import StackSampler
 from ..data.tasks import Task
-from ..utils.files import write_file
+from ..utils.files import read_tensors, write_file
+from .description import differences
 
 
 WARMUP_STEPS, LAST_RATE = 50, 0.05  # a share of the learning rate
@@ -73,8 +73,8 @@ def mean_accuracy(
     adapters: Callable[[list[Task]], dict[str, torch.Tensor]],
     tasks_at_once: int = 8,
 ) -> float:
-    """The mean accuracy on the queries of tasks under what `adapters` gives for some of them: one adapter a task, or one
-    for all, key on disk -> `(n, *shape)`."""
+    """The mean accuracy on the queries of tasks under what `adapters` gives for some of them: one adapter a task, or
+    one for all, key on disk -> `(n, *shape)`."""
     found = []
     for first in range(0, len(tasks), tasks_at_once):
         part = tasks[first : first + tasks_at_once]
@@ -88,10 +88,11 @@ def mean_accuracy(
 class SharedStart:
     """A shared adapter on its way: weights, the optimiser's moments, the best so far.
 
-    Adapter and head are trained on episodes together: AdamW takes a step a stack of tasks, on the mean over tasks of the
-    query's cross-entropy over log(classes), with a warm-up and a cosine. A share of the tasks is seen through the
+    Adapter and head are trained on episodes together: AdamW takes a step a stack of tasks, on the mean over tasks of
+    the query's cross-entropy over log(classes), with a warm-up and a cosine. A share of the tasks is seen through the
     coefficients z of their own source, `lora_B diag(z) lora_A`, which are learnt along; the others through z = 1. So
-    the adapter serves all tasks as it is, and its basis holds what tells the sources apart, which a generator writes in.
+    the adapter serves all tasks as it is, and its basis, which a generator writes in, holds what tells the sources
+    apart.
 
     Args:
         stacked ([`StackedLora`]): The backbone and the layout.
@@ -157,8 +158,8 @@ class SharedStart:
         return loss.item()
 
     def seen_by(self, groups: list[str], own: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The matrices that tasks of some groups are seen through, key -> `(tasks, *shape)`, or `(1, *shape)` if none of
-        them is seen through its `own` `(tasks,)` source's coefficients."""
+        """The matrices that tasks of some groups are seen through, key -> `(tasks, *shape)`, or `(1, *shape)` if none
+        of them is seen through its `own` `(tasks,)` source's coefficients."""
         if not own.any():
             return self.tensors
         numbers = [self.sources.index(source_of(group)) for group in groups]
@@ -166,9 +167,9 @@ class SharedStart:
         return self.stacked.layout.scaled(self.tensors, coefficients)
 
     def validate(self, examples: EncodedExamples, kinds: dict[str, list[Task]]) -> float:
-        """Judge the adapter on tasks of every kind, note the mean accuracies, and keep the adapter if it is the best. Kinds
-        whose tasks are all of sources with coefficients of their own are judged through these, too: what a generator
-        could gain at least."""
+        """Judge the adapter on tasks of every kind, note the mean accuracies, and keep the adapter if it is the best.
+        Kinds whose tasks are all of sources with coefficients of their own are judged through these, too: what a
+        generator could gain at least."""
         found, known = {}, {}
         with torch.no_grad(), self.autocast():
             for kind, tasks in kinds.items():
@@ -204,9 +205,7 @@ class SharedStart:
 
     def load(self, path: Path) -> dict:
         """Go on from what [`SharedStart.save`] wrote; returned is what it was made with."""
-        with safe_open(path, "pt", device=str(self.stacked.device)) as file:
-            told = json.loads(file.metadata()["state"])
-            state = {name: file.get_tensor(name) for name in file.keys()}
+        state, told = read_tensors(path, "state", self.stacked.device)
         with torch.no_grad():
             for name, value in self._learnt().items():
                 value.copy_(state[f"now.{name}"])
@@ -251,8 +250,8 @@ def train_shared_adapter(
 
     Args:
         start ([`SharedStart`]): What is trained.
-        validation (`tuple`, *optional*): A table of held-out examples and, for each kind, tasks of it; the best adapter
-            on the mean of the kinds is returned.
+        validation (`tuple`, *optional*): A table of held-out examples and, for each kind, tasks of it; the best
+            adapter on the mean of the kinds is returned.
         validation_steps (`int`, *optional*, defaults to 200): Steps from one validation and checkpoint to the next.
         checkpoint (`Path`, *optional*): The file to keep; an interrupted run goes on from it to the same result.
         made (`dict`, *optional*): What the checkpoint must have been made with.
@@ -262,12 +261,14 @@ def train_shared_adapter(
         The adapter, key -> `(1, *shape)`, and its [`RidgeHead`].
 
     Raises:
-        `ValueError`: when the checkpoint was made with something else, or the loss is not finite.
+        `ValueError`: when the checkpoint is damaged or was made with something else, or the loss is not finite.
     """
-    if checkpoint is not None and checkpoint.exists() and start.load(checkpoint) != (made or {}):
-        raise ValueError(
-            f"{checkpoint} was made with other settings: choose another output_dir, or the same settings."
-        )
+    if checkpoint is not None and checkpoint.exists():
+        if different := differences(start.load(checkpoint), made or {}):
+            raise ValueError(
+                f"{checkpoint} was made with other settings: {'; '.join(different)}. Choose another output_dir, "
+                "or the same settings."
+            )
     while start.step < start.num_steps:
         loss = start.train_step()
         if not math.isfinite(loss):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 
@@ -101,6 +101,16 @@ def safetensors_bytes(tensors: dict[str, torch.Tensor], metadata: dict[str, str]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[start:]
+
+
+def read_tensors(path: Path, name: str, device: torch.device | str = "cpu") -> tuple[dict[str, torch.Tensor], dict]:
+    """The tensors of a safetensors file, and the JSON object that its metadata has under a name. A `ValueError` says
+    that the file is damaged."""
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()[name])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}. Delete it and run the same command again.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
