@@ -36,9 +36,10 @@ def time_picture(experiments: list[dict]) -> Figure:
     Mean accuracies would not do: slow methods saw the first of the tasks only, which may have been the easier ones. A
     method that saw a single one has no interval, and no point.
     """
-    rows = -(-len(experiments) // COLUMNS)
-    size = {"figsize": (4 * COLUMNS, 3.5 * rows + 1), "layout": "constrained"}
-    figure, axes = plt.subplots(rows, COLUMNS, squeeze=False, sharex=True, **size)
+    columns = min(COLUMNS, len(experiments))
+    rows = -(-len(experiments) // columns)
+    size = {"figsize": (max(8, 4 * columns), 3.5 * rows + 1.5), "layout": "constrained"}
+    figure, axes = plt.subplots(rows, columns, squeeze=False, sharex=True, **size)
     for place in axes.flat[len(experiments) :]:
         place.remove()
     handles = {}
@@ -58,8 +59,6 @@ def time_picture(experiments: list[dict]) -> Figure:
         place.set_xlabel("seconds to an adapter (log axis)")
         place.grid(alpha=0.25)
         place.tick_params(labelbottom=True)
-    figure.supylabel(
-        f"accuracy minus that of {MAIN.name} on the same tasks, points (bars: {100 * LEVEL:g} % interval)"
-    )
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.supylabel(f"points above {MAIN.name} on the same tasks\n(bars: {100 * LEVEL:g} % interval)")
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, 2 * columns), frameon=False)
     return figure
