@@ -1,5 +1,6 @@
 """Word tasks out of any texts."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from scripts import write_split
 
 from mcdi_hf import Source
-from mcdi_hf.data.sources import load_table
+from mcdi_hf.data.sources import load_table, training_table
 from mcdi_hf.data.words import EXAMPLES_PER_WORD, TOKEN, WINDOW, mask_words
 
 
@@ -69,6 +70,19 @@ def test_two_sources_of_the_same_words_have_the_same_rows(tmp_path: Path) -> Non
     table, _ = load_table(sources, ["train"], None)
     inputs = table["input"][:]
     assert inputs[: len(inputs) // 2] == inputs[len(inputs) // 2 :]
+
+
+def test_a_text_of_a_test_set_is_left_out_before_its_words_are_masked(tmp_path: Path) -> None:
+    table = texts()
+    write_split(tmp_path / "texts", "train", table)
+    rare = table.filter(lambda row: "rare" in row["text"].split())
+    write_split(tmp_path / "test_set", "test", rare)
+    source = Source(str(tmp_path / "texts"), label_column="word", words=5, name="word")
+    where = {"sources": [asdict(source)], "splits": ["train"], "train_domains": None, "rotations": False}
+    whole, _, none = training_table(where | {"exclude_texts_of": []})
+    made, _, removed = training_table(where | {"exclude_texts_of": [str(tmp_path / "test_set")]})
+    assert (none, removed) == (0, len(rare))
+    assert set(whole.features["label"].names) - set(made.features["label"].names) == {"rare"}
 
 
 @pytest.mark.parametrize(

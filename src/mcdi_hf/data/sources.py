@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,9 @@ class Source:
         source = cls(**values)
         return replace(source, input_columns=tuple(source.input_columns))
 
-    def load(self, splits: list[str]) -> dict[str, Dataset]:
-        """Load the splits of these names, each by its name here."""
+    def load(self, splits: list[str], excluded: Collection[str] = ()) -> dict[str, Dataset]:
+        """Load the splits of these names, each by its name here, without the rows of a text that is `excluded`, see
+        [`texts_of`]."""
         own = {split: (self.splits or {}).get(split, split) for split in splits}
         tables = load_cached_dataset(self.dataset_name)
         if missing := sorted(set(own.values()) - set(tables)):
@@ -93,7 +95,16 @@ class Source:
                 f"Two of the splits of {self.dataset_name} are the same, {splits} as {own}, so tasks would be "
                 f"judged on what they learn from: name another."
             )
-        return {split: self._chosen(tables[name]) for split, name in own.items()}
+        return {split: self._chosen(self.without(tables[name], excluded)) for split, name in own.items()}
+
+    def without(self, table: Dataset, excluded: Collection[str]) -> Dataset:
+        """The rows of a split that have no text which is `excluded`, as the data set has it: before a word is masked."""
+        if not excluded:
+            return table
+        columns = [table[column][:] for column in self.input_columns]
+        return table.select(
+            [row for row, texts in enumerate(zip(*columns)) if not any(normalized(text) in excluded for text in texts)]
+        )
 
     def _chosen(self, table: Dataset) -> Dataset:
         """The rows wanted of one split, and their turned copies."""
@@ -143,11 +154,11 @@ def sources_of(description: dict, moved: str | list[Source] | None = None) -> li
 
 
 def load_table(
-    sources: list[Source], splits: list[str], domains: list[str] | None
+    sources: list[Source], splits: list[str], domains: list[str] | None, excluded: Collection[str] = ()
 ) -> tuple[Dataset, dict[str, range]]:
     """Load some splits of data sets, all of texts or all of images, into one table, its rows ordered by split and, in
-    a split, by source. With `domains` only their rows are kept. Returned are the table and, for each split, its rows
-    in it.
+    a split, by source. With `domains` only their rows are kept, and none of a text that is `excluded`, see [`texts_of`].
+    Returned are the table and, for each split, its rows in it.
 
     The columns are `input`, `input_pair` if some source has pairs (`None` beside the texts of others), and the
     class labels `label`, `group` and `domain`. Classes of one name have one label. The groups of one source are its
@@ -160,7 +171,7 @@ def load_table(
         raise ValueError(
             f"Two sources have the same name among {names}, so their groups would too: give each a `name`."
         )
-    loaded = [source.load(splits) for source in sources]
+    loaded = [source.load(splits, excluded) for source in sources]
     parts = [
         _canonical(source, tables[split], qualify=len(sources) > 1)
         for split in splits
@@ -214,20 +225,19 @@ def training_table(
     """The table that the rows of trajectories point into, as [`load_table`] has it: made of the `sources`, `splits`,
     `train_domains`, `rotations` and `exclude_texts_of` of their description. `moved` is that of [`sources_of`].
 
-    Returned are the table, the rows of each split in it, and how many rows were left out because their text is one of
-    the data sets in `exclude_texts_of`.
+    Returned are the table, the rows of each split in it, and how many rows of the sources, of whatever domain, were left
+    out because their text is one of the data sets in `exclude_texts_of`.
     """
-    splits = description["splits"]
-    table, spans = load_table(sources_of(description, moved), splits, description["train_domains"])
-    if (description["rotations"] or description["exclude_texts_of"]) and len(splits) > 1:
-        raise ValueError(f"Rotations or excluded texts of {splits} would mix them: take one split.")
-    count = len(table)
-    if excluded := description["exclude_texts_of"]:
-        texts = set.union(*map(texts_of, excluded))
-        columns = [table[name][:] for name in ("input", "input_pair") if name in table.features]
-        kept = [not any(one and normalized(one) in texts for one in own) for own in zip(*columns)]
-        table = table.select(np.flatnonzero(kept))
-    removed = count - len(table)
+    splits, sources = description["splits"], sources_of(description, moved)
+    if description["rotations"] and len(splits) > 1:
+        raise ValueError(f"Rotations of {splits} would mix them: take one split.")
+    excluded = set().union(*map(texts_of, description["exclude_texts_of"]))
+    table, spans = load_table(sources, splits, description["train_domains"], excluded)
+    removed = sum(
+        len(split) - len(source.without(split, excluded))
+        for source in (sources if excluded else [])
+        for split in replace(source, words=None).load(splits).values()
+    )
     if description["rotations"]:
         table = rotate_classes(table, "input", "label")
     return table, {splits[0]: range(len(table))} if len(splits) == 1 else spans, removed
