@@ -1,5 +1,6 @@
 """N adapters in one pass are N adapters in PEFT, forwards and backwards."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -32,8 +33,13 @@ def make(backbone: FrozenBackbone, **settings) -> tuple[StackedLora, SupportBatc
     return stacked, replace(SupportBatch.from_rows(ROWS, CLASSES), examples=examples)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "default"])
-@pytest.mark.parametrize("settings", LORA_SETTINGS)
+WITH_POOLER = {"target_modules": ["bert.encoder.layer.2.output.dense", "pooler.dense"], "layers_to_transform": None}
+
+
+@pytest.mark.parametrize(
+    "pooling, settings",
+    [*itertools.product(["mean", "default"], LORA_SETTINGS), ("default", WITH_POOLER)],
+)
 def test_a_stack_equals_each_adapter_in_peft(pooling: str, settings: dict) -> None:
     backbone = tiny_backbone(pooling)
     stacked, batch = make(backbone, **settings)

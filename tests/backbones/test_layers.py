@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import frozen_features, tiny_backbone
 
-from mcdi_hf.backbones.layers import LowerLayers, UpperLayers
+from mcdi_hf.backbones.layers import LowerLayers, UpperLayers, modules_to_adapt, split_point
 
 
 TEXTS = ["a b c d e f", "x", "m n", "q r s t"]
@@ -43,7 +43,31 @@ def test_no_weight_of_a_backbone_is_trainable() -> None:
     ]
 
 
-@pytest.mark.parametrize("names", [["classifier"], ["backbone.encoder.layer.1.output.dense", "backbone.pooler.dense"]])
-def test_modules_outside_one_stack_of_layers_are_refused(names: list[str]) -> None:
-    with pytest.raises(ValueError, match="one stack of layers"):
-        UpperLayers(tiny_backbone(), names)
+LAYER = "bert.encoder.layer.1.output.dense"
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [(["classifier"], "one stack of layers"), ([LAYER, "bert.embeddings"], "stand before the layers")],
+)
+def test_modules_before_or_without_a_stack_of_layers_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UpperLayers(tiny_backbone("default"), names)
+
+
+def test_a_module_behind_the_layers_is_adapted_by_its_dotted_name() -> None:
+    model = tiny_backbone("default").model
+    targets = ["query", "output.dense", "pooler.dense"]
+    self_query, attention, output = "attention.self.query", "attention.output.dense", "output.dense"
+    expected = [f"bert.encoder.layer.2.{name}" for name in (self_query, attention, output)] + ["bert.pooler.dense"]
+    assert modules_to_adapt(model, targets, [2]) == expected
+    assert split_point(model, expected) == ("bert.encoder.layer", 2)
+    assert "bert.pooler.dense" not in modules_to_adapt(model, ["dense"], [2])
+
+
+@pytest.mark.parametrize("targets, layers", [(["q_proj"], [2]), (["query"], [7]), (["query", "pooler"], [2])])
+def test_targets_that_name_nothing_are_refused_with_what_there_is(targets: list[str], layers: list[int]) -> None:
+    with pytest.raises(
+        ValueError, match=r"target_modules .* name no linear module .*attention.self.query.*pooler.dense"
+    ):
+        modules_to_adapt(tiny_backbone("default").model, targets, layers)

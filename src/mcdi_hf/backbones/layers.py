@@ -1,6 +1,7 @@
 """A backbone cut below its first adapted layer: the lower part runs once an example, the upper one many times."""
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from torch import nn
 from ..data.encoded import EncodedExamples
 from .frozen import FrozenBackbone
 from .hidden_states import cache_name, cached_states
+
+
+_LAYER = re.compile(r"\.(\d+)\.")  # the index of a layer in a module's name
 
 
 class _Capture(nn.Module):
@@ -131,16 +135,49 @@ def _shared_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
+def modules_to_adapt(model: nn.Module, targets: list[str], layers: list[int]) -> list[str]:
+    """The names of the linear modules of some layers that are called as in `targets`, by the end of their name as PEFT
+    has it. A target with a dot, such as `pooler.dense`, is taken outside of the layers, too.
+
+    Raises:
+        `ValueError`: when a target names none; the message has the names that there are.
+    """
+    linear = {name: _LAYER.search(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    found, used = [], set()
+    for name, layer in linear.items():
+        own = [one for one in targets if f".{name}".endswith(f".{one}") and (layer or "." in one)]
+        if own and (layer is None or int(layer[1]) in layers):
+            found.append(name)
+            used.update(own)
+    if missing := [one for one in targets if one not in used]:
+        within = sorted({name[layer.end() :] for name, layer in linear.items() if layer})
+        outside = [name for name, layer in linear.items() if layer is None]
+        raise ValueError(
+            f"target_modules {missing} name no linear module of the layers {layers}: expected ends of {within}, or of "
+            f"{outside} with a dot, and layers that the backbone has."
+        )
+    return found
+
+
 def split_point(model: nn.Module, module_names: list[str]) -> tuple[str, int]:
-    """The list of layers that holds the named modules, and the lowest index among them."""
-    places = []
+    """The list of layers that holds the named modules, and the lowest index among them. Modules behind the list, such
+    as a pooler, may be named, too."""
+    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    places, outside = [], []
     for name in module_names:
         parts = name.split(".")
-        for end in range(1, len(parts)):
-            if isinstance(model.get_submodule(".".join(parts[:end])), nn.ModuleList):
-                places.append((".".join(parts[:end]), int(parts[end])))
-                break
+        parents = [".".join(parts[:end]) for end in range(1, len(parts))]
+        stack = next((one for one in parents if isinstance(model.get_submodule(one), nn.ModuleList)), None)
+        if stack is None:
+            outside.append(name)
+        else:
+            places.append((stack, int(name.removeprefix(f"{stack}.").split(".")[0])))
     paths = {path for path, _ in places}
-    if len(paths) != 1 or len(places) != len(module_names):
+    if len(paths) != 1:
         raise ValueError(f"The LoRA targets must lie in one stack of layers; found {sorted(paths) or 'none'}.")
-    return paths.pop(), min(first for _, first in places)
+    (path,) = paths
+    if before := [name for name in outside if order[name] < order[path]]:
+        raise ValueError(
+            f"The LoRA targets {before} stand before the layers {path!r}: expected layers, or what follows."
+        )
+    return path, min(first for _, first in places)

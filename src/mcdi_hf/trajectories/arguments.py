@@ -46,7 +46,8 @@ class TrajectoryArguments:
     rank: int = HfArg(default=8, help="LoRA's r")
     lora_alpha: int = HfArg(default=16, help="LoRA's alpha; the update is scaled by alpha / r")
     target_modules: list[str] = HfArg(
-        default_factory=lambda: ["query", "key", "value", "dense"], help="LoRA's modules; the default is all of BERT's"
+        default_factory=lambda: ["query", "key", "value", "dense"],
+        help="ends of the names of LoRA's modules in the layers; one with a dot, such as pooler.dense, stands outside, too",
     )
     layers: list[int] = HfArg(default_factory=lambda: [4, 5], help="indices of the adapted layers")
     cache_dir: Path | None = HfArg(default=None, help="keep what the frozen lower layers make here, not in memory")

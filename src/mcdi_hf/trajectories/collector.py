@@ -20,6 +20,7 @@ from ..adapters.codec import AdapterCodec
 from ..adapters.head import RidgeHead
 from ..adapters.stacked import StackedLora
 from ..backbones.frozen import FrozenBackbone
+from ..backbones.layers import modules_to_adapt
 from ..data.augmentation import augmented_views
 from ..data.crossed import identities
 from ..data.encoded import EncodedExamples
@@ -263,8 +264,7 @@ def _adapted_backbone(args: TrajectoryArguments, device: torch.device) -> tuple[
         task_type=None if backbone.reads_images else task_type,  # PEFT has none for images
         r=args.rank,
         lora_alpha=args.lora_alpha,
-        target_modules=args.target_modules,
-        layers_to_transform=args.layers,
+        target_modules=modules_to_adapt(backbone.model, args.target_modules, args.layers),
         modules_to_save=[backbone.head_name] if backbone.reads_images else None,
     )
     codec = AdapterCodec.from_backbone(backbone, lora_config)
