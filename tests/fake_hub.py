@@ -283,11 +283,13 @@ class FakeHub(ThreadingHTTPServer):
         below = [path for path in sorted(files) if path.startswith(prefix)]
         if folder and not below:
             raise HubError(404, "EntryNotFound")
-        if request.flag("recursive"):
-            return [file_entry(path, files[path]) for path in below]
-        children = sorted({prefix + path.removeprefix(prefix).split("/")[0] for path in below})
-        folders = [{"type": "directory", "path": path, "oid": "0" * 40} for path in children if path not in files]
-        return folders + [file_entry(path, files[path]) for path in children if path in files]
+        inner = [path.removeprefix(prefix).split("/") for path in below]
+        depths = [len(parts) if request.flag("recursive") else 1 for parts in inner]
+        listed = sorted(
+            {prefix + "/".join(parts[:end]) for parts, most in zip(inner, depths) for end in range(1, most + 1)}
+        )
+        folders = [{"type": "directory", "path": path, "oid": "0" * 40} for path in listed if path not in files]
+        return folders + [file_entry(path, files[path]) for path in listed if path in files]
 
     @route("POST", f"{REPO}/paths-info/{REVISION}")
     def paths_info(self, request: Request) -> Any:

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from tiny import random_codec, tiny_backbone, tiny_lora_config
 
-from mcdi_hf import AdapterCodec
+from mcdi_hf import AdapterCodec, TaskEncoder
 from mcdi_hf.trajectories.folder import TrajectoryFolder
 
 
@@ -19,6 +20,15 @@ DESCRIPTION = {
 
 def codec_of(**overrides: object) -> AdapterCodec:
     return random_codec(tiny_backbone(), tiny_lora_config(**overrides))
+
+
+def encoder_of(codec: AdapterCodec) -> TaskEncoder:
+    """A task encoder that proposes something."""
+    torch.manual_seed(0)
+    encoder = TaskEncoder(codec.layout.feature_dim + 16, *codec.filled.shape, dim=8, num_directions=6)
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return encoder.eval()
 
 
 def random_rows(codec: AdapterCodec, numbers: range) -> list[dict]:
@@ -45,7 +55,7 @@ def random_rows(codec: AdapterCodec, numbers: range) -> list[dict]:
 
 
 def filled(folder: Path, codec: AdapterCodec, *shards: range, **changes: object) -> TrajectoryFolder:
-    trajectories = TrajectoryFolder.create(folder, codec, {**DESCRIPTION, **changes})
+    trajectories = TrajectoryFolder.create(folder, codec, encoder_of(codec), {**DESCRIPTION, **changes})
     for numbers in shards:
         trajectories.append(random_rows(codec, numbers))
     return trajectories

@@ -153,7 +153,7 @@ def pipeline_for(backbone: FrozenBackbone, lora_config: LoraConfig) -> tuple[MCD
     generator = torch.Generator().manual_seed(1)
     denoiser = MCDiDenoiser.from_layout(codec.layout, cond_dim=8, dim=16, num_layers=1, num_heads=2).eval()
     seen = codec.layout.feature_dim + 16  # the width of what comes from below the adapted layers
-    task_encoder = TaskEncoder(seen, codec.layout.token_dim, dim=8, num_directions=6).eval()
+    task_encoder = TaskEncoder(seen, *codec.filled.shape, dim=8, num_directions=6).eval()
     for parameter in (*denoiser.parameters(), *task_encoder.parameters()):
         torch.nn.init.normal_(parameter, std=0.2, generator=generator)
     pipe = MCDiPipeline(denoiser, task_encoder, codec, LocalConsistencyScheduler())

@@ -23,7 +23,7 @@ def make() -> tuple[StackedLora, AdapterCodec, SupportBatch]:
 
 def test_the_gradient_is_that_of_the_loss_of_left_out_examples() -> None:
     stacked, codec, support = make()
-    seen = see_support(stacked, codec, support)
+    seen = see_support(stacked, codec.shared_adapter(), codec.head, support)
 
     def losses(coefficients: torch.Tensor) -> torch.Tensor:
         features = stacked.features(codec.matrices(coefficients), support.inputs())
@@ -42,9 +42,9 @@ def test_the_gradient_is_that_of_the_loss_of_left_out_examples() -> None:
 
 def test_a_task_sees_nothing_of_its_neighbours_nor_of_padding() -> None:
     stacked, codec, support = make()
-    seen = see_support(stacked, codec, support)
+    seen = see_support(stacked, codec.shared_adapter(), codec.head, support)
     alone = SupportBatch.from_rows([((0, 1), (2, 3))])
-    alone = see_support(stacked, codec, replace(alone, examples=support.examples))
+    alone = see_support(stacked, codec.shared_adapter(), codec.head, replace(alone, examples=support.examples))
     torch.testing.assert_close(seen.gradients[:1], alone.gradients, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(seen.features[:1, :4], alone.features, rtol=1e-4, atol=1e-5)
 
@@ -53,7 +53,10 @@ def test_labels_change_the_gradient_and_not_the_features() -> None:
     stacked, codec, support = make()
     swapped = support.labels.clone()
     swapped[0] = torch.tensor([0, 1, 0, 1, -1, -1])
-    seen, other = see_support(stacked, codec, support), see_support(stacked, codec, replace(support, labels=swapped))
+    seen, other = (
+        see_support(stacked, codec.shared_adapter(), codec.head, support),
+        see_support(stacked, codec.shared_adapter(), codec.head, replace(support, labels=swapped)),
+    )
     assert other.features.equal(seen.features)
     assert not torch.allclose(other.gradients[0], seen.gradients[0], rtol=0.1)
 
@@ -62,5 +65,10 @@ def test_labels_change_the_gradient_and_not_the_features() -> None:
 def test_a_language_model_is_judged_by_its_verbalizers(classes: list) -> None:
     pipe, _ = tiny_language_pipeline()
     support = SupportBatch.from_rows([((0, 1), (2, 3))], classes)
-    seen = see_support(pipe.stacked, pipe.codec, replace(support, examples=pipe.stacked.encode(TEXTS)))
+    seen = see_support(
+        pipe.stacked,
+        pipe.codec.shared_adapter(),
+        pipe.codec.head,
+        replace(support, examples=pipe.stacked.encode(TEXTS)),
+    )
     assert seen.gradients.abs().max() > 0

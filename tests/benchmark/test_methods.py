@@ -160,8 +160,8 @@ def test_logistic_regression_looks_at_no_test_example_but_its_tasks(fold: Fold) 
 def test_the_equal_adapter_has_the_means_of_the_generators_start(fold: Fold, split: Split) -> None:
     """In the smoke run that is 2 steps of 2 tasks: the adapter is the one that was trained by hand."""
     sampler, examples = fold.training.sampler, fold.training.examples
-    start = SharedStart(fold.stacked, examples, sampler, [], 2, 2, 1e-3, own_share=0.0)
-    tensors, head = train_shared_adapter(start)
+    start = SharedStart(fold.stacked, examples, sampler, [], 2, 2, 1e-3, own_share=0.0, proposed_share=0.0)
+    tensors, head, _ = train_shared_adapter(start)
     METHODS["equal shared adapter"].accuracies(split, fold, split.tasks("2x1", 5, 2), 7, None)
     found = load_file(fold.generator.folder / "equal_shared.safetensors")
     assert found.pop("log_ridge").item() == pytest.approx(head.log_ridge)

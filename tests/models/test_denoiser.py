@@ -13,6 +13,7 @@ from mcdi_hf import MCDiDenoiser
 # Layer, module, filled width.
 TOKENS = [[0, 0, 12], [0, 1, 4], [1, 0, 7], [1, 1, 12]]
 TOKEN_DIM, COND_DIM = 12, 6
+FILLED = torch.arange(TOKEN_DIM) < torch.tensor(TOKENS)[:, 2:]
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -26,9 +27,9 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
         nn.init.normal_(parameter, std=0.3, generator=generator)
 
 
-def fresh_denoiser(num_layers: int = 2) -> MCDiDenoiser:
+def fresh_denoiser(num_layers: int = 2, residual: bool = True) -> MCDiDenoiser:
     torch.manual_seed(0)
-    sizes = {"cond_dim": COND_DIM, "dim": 16, "num_layers": num_layers, "num_heads": 2}
+    sizes = {"cond_dim": COND_DIM, "dim": 16, "num_layers": num_layers, "num_heads": 2, "residual": residual}
     return MCDiDenoiser(TOKENS, TOKEN_DIM, **sizes).eval()
 
 
@@ -45,7 +46,7 @@ def make_inputs(tasks: int = 2, classes: int = 4) -> dict[str, torch.Tensor]:
         "timestep": torch.arange(tasks) + 5,
         "class_tokens": randn(tasks, classes, COND_DIM, seed=2),
         "task_token": randn(tasks, COND_DIM, seed=3),
-        "weight_tokens": randn(tasks, len(TOKENS), COND_DIM, seed=4),
+        "proposal": randn(tasks, len(TOKENS), TOKEN_DIM, seed=4) * FILLED,
     }
 
 
@@ -71,15 +72,14 @@ def test_padding_classes_change_nothing(denoiser: MCDiDenoiser, padding: int) ->
 @torch.no_grad()
 def test_numbers_behind_the_filled_width_are_ignored_and_zero(denoiser: MCDiDenoiser) -> None:
     inputs = make_inputs()
-    filled = torch.arange(TOKEN_DIM) < torch.tensor([token[-1] for token in TOKENS]).unsqueeze(-1)
-    noisy = {**inputs, "sample": torch.where(filled, inputs["sample"], 100 * randn(TOKEN_DIM, seed=6))}
+    noisy = {**inputs, "sample": torch.where(FILLED, inputs["sample"], 100 * randn(TOKEN_DIM, seed=6))}
     plain = denoiser(**inputs).sample
     assert denoiser(**noisy).sample.equal(plain)
-    assert (plain != 0).equal(filled.expand_as(plain))
+    assert (plain != 0).equal(FILLED.expand_as(plain))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("changed", ["timestep", "class_tokens", "task_token", "weight_tokens"])
+@pytest.mark.parametrize("changed", ["timestep", "class_tokens", "task_token", "proposal"])
 def test_every_condition_is_heard(denoiser: MCDiDenoiser, changed: str) -> None:
     inputs = make_inputs()
     other = denoiser(**{**inputs, changed: inputs[changed] + 1}).sample
@@ -88,8 +88,10 @@ def test_every_condition_is_heard(denoiser: MCDiDenoiser, changed: str) -> None:
 
 
 @torch.no_grad()
-def test_untrained_answers_zero() -> None:
-    assert fresh_denoiser()(**make_inputs()).sample.eq(0).all()
+def test_untrained_answers_with_the_proposal_or_else_with_zero() -> None:
+    inputs = make_inputs()
+    assert fresh_denoiser()(**inputs).sample.equal(inputs["proposal"])
+    assert fresh_denoiser(residual=False)(**inputs).sample.eq(0).all()
 
 
 @torch.no_grad()

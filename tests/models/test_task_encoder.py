@@ -15,7 +15,10 @@ LABELS = torch.tensor([[0, 0, 0, 1, 2, 2], [0, 1, 1, 1, 2, 2]])
 @pytest.fixture
 def encoder() -> TaskEncoder:
     torch.manual_seed(0)
-    return TaskEncoder(FEATURE_DIM, TOKEN_DIM, DIM, num_directions=6).eval()
+    encoder = TaskEncoder(FEATURE_DIM, NUM_TOKENS, TOKEN_DIM, DIM, num_directions=6).eval()
+    for parameter in (*encoder.propose.parameters(), *encoder.downhill.parameters()):  # zeros would hide them
+        torch.nn.init.normal_(parameter, std=0.3)
+    return encoder
 
 
 @pytest.fixture
@@ -38,6 +41,7 @@ def test_order_of_examples_does_not_matter(encoder: TaskEncoder, inputs: dict[st
     plain, other = encoder(**inputs), encoder(**shuffled)
     assert_close(other.class_tokens, plain.class_tokens)
     assert_close(other.task_token, plain.task_token)
+    assert_close(other.proposal, plain.proposal)
 
 
 @torch.no_grad()
@@ -76,21 +80,31 @@ def test_content_matters(encoder: TaskEncoder, inputs: dict[str, torch.Tensor], 
         changed = {**inputs, "labels": LABELS[:, [0, 3, 4, 1, 2, 5]]}
     plain, other = encoder(**inputs), encoder(**changed)
     assert (other.task_token - plain.task_token).abs().amax() > 1e-3
-    assert other.weight_tokens.equal(plain.weight_tokens)
+    assert (other.proposal - plain.proposal).abs().amax() > 1e-3
 
 
 @torch.no_grad()
-def test_a_weight_token_hears_its_own_gradient_and_the_size_of_all(
+def test_the_proposal_hears_direction_and_size_of_the_gradient(
     encoder: TaskEncoder, inputs: dict[str, torch.Tensor]
 ) -> None:
-    plain = encoder(**inputs).weight_tokens
-    assert plain.shape == (2, NUM_TOKENS, DIM)
-    louder = encoder(**{**inputs, "gradients": 10 * inputs["gradients"]}).weight_tokens
-    assert (louder - plain).abs().amax() > 1e-3
-    flipped = encoder(**{**inputs, "gradients": inputs["gradients"].roll(1, dims=1)}).weight_tokens
-    assert_close(flipped, plain.roll(1, dims=1))
-    silent = encoder(**{**inputs, "gradients": torch.zeros_like(inputs["gradients"])}).weight_tokens
-    assert silent.isfinite().all()
+    plain = encoder(**inputs).proposal
+    assert plain.shape == (2, NUM_TOKENS, TOKEN_DIM)
+    for gradients in (10 * inputs["gradients"], inputs["gradients"].roll(1, dims=1)):
+        assert (encoder(**{**inputs, "gradients": gradients}).proposal - plain).abs().amax() > 1e-3
+    assert encoder(**{**inputs, "gradients": torch.zeros_like(inputs["gradients"])}).proposal.isfinite().all()
+
+
+@torch.no_grad()
+def test_nothing_is_proposed_before_any_training(inputs: dict[str, torch.Tensor]) -> None:
+    assert TaskEncoder(FEATURE_DIM, NUM_TOKENS, TOKEN_DIM, DIM, 6)(**inputs).proposal.eq(0).all()
+
+
+@torch.no_grad()
+def test_proposals_are_rescaled_number_by_number(encoder: TaskEncoder, inputs: dict[str, torch.Tensor]) -> None:
+    factors = torch.linspace(0, 3, NUM_TOKENS * TOKEN_DIM).view(NUM_TOKENS, TOKEN_DIM)
+    plain = encoder(**inputs).proposal
+    encoder.rescale(factors)
+    assert_close(encoder(**inputs).proposal, factors * plain)
 
 
 @torch.no_grad()
@@ -103,7 +117,7 @@ def test_a_direction_without_variance_drowns_no_other(encoder: TaskEncoder, inpu
 def test_saved_and_loaded(encoder: TaskEncoder, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
     encoder.save_pretrained(tmp_path)
     loaded = TaskEncoder.from_pretrained(tmp_path)
-    class_tokens, task_token, weight_tokens = encoder(**inputs, return_dict=False)
+    class_tokens, task_token, proposal = encoder(**inputs, return_dict=False)
     found = loaded(**inputs)
     assert found.class_tokens.equal(class_tokens) and found.task_token.equal(task_token)
-    assert found.weight_tokens.equal(weight_tokens)
+    assert found.proposal.equal(proposal)

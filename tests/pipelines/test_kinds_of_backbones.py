@@ -96,7 +96,7 @@ def test_a_batch_is_its_tasks_one_by_one(made: Made) -> None:
         for adapter in (batch[seed], parts[seed]):
             assert_close(adapter.tensors, expected.tensors)
             assert adapter.details.chosen == expected.details.chosen
-            assert adapter.details.support_losses == pytest.approx(expected.details.support_losses, rel=1e-4)
+            assert adapter.details.support_losses == pytest.approx(expected.details.support_losses, rel=1e-3)
 
 
 @both_kinds

@@ -295,7 +295,9 @@ def test_components_of_other_adapters_are_refused(pipe: MCDiPipeline, overrides:
 
 def test_a_task_encoder_of_another_width_is_refused(pipe: MCDiPipeline) -> None:
     with pytest.raises(ValueError, match="token_dim of the task encoder: 3 there, 2 in the codec"):
-        MCDiPipeline(**pipe.components | {"task_encoder": TaskEncoder(feature_dim=32, token_dim=3, dim=8)})
+        MCDiPipeline(
+            **pipe.components | {"task_encoder": TaskEncoder(feature_dim=32, num_tokens=4, token_dim=3, dim=8)}
+        )
 
 
 def test_a_batch_of_another_pipeline_is_refused(pipe: MCDiPipeline) -> None:

@@ -15,7 +15,7 @@ from mcdi_hf.training.batches import TrajectoryBatches
 
 
 TEXTS = [f"{one} {two}" for one in "abcdefghij" for two in "klmnopqrst"]
-SHOTS, CONDITIONS, ROWS = (1, 2), 5, 12
+WAYS, SHOTS, CONDITIONS, ROWS = (2, 3), (1, 2), 5, 12
 
 
 def make(shots: tuple[int, int] = SHOTS, seed: int = 0) -> tuple[TrajectoryBatches, SimpleNamespace]:
@@ -28,7 +28,7 @@ def make(shots: tuple[int, int] = SHOTS, seed: int = 0) -> tuple[TrajectoryBatch
     data = SimpleNamespace(
         trajectories=columns, codec=codec, stacked=stacked, targets=targets, train=stacked.encode(TEXTS)
     )
-    return TrajectoryBatches(data, shots, CONDITIONS, ROWS, seed), data
+    return TrajectoryBatches(data, WAYS, shots, CONDITIONS, ROWS, seed), data
 
 
 def test_every_row_has_the_targets_of_the_trajectory_and_a_support_set_of_its_task() -> None:
@@ -39,17 +39,19 @@ def test_every_row_has_the_targets_of_the_trajectory_and_a_support_set_of_its_ta
         assert batch.targets.shape == (ROWS, 2, *data.codec.filled.shape)
         for row in batch.targets:
             torch.testing.assert_close(1 + row * data.codec.std, data.targets[index])
-        assert batch.support.class_mask.shape == (ROWS, len(names))
-        for rows, labels in zip(batch.support.rows, batch.support.labels):
+        for rows, labels, mask, chosen in zip(
+            batch.support.rows, batch.support.labels, batch.support.class_mask, batch.support.classes
+        ):
+            assert WAYS[0] <= len(chosen) == mask.sum() <= min(WAYS[1], len(names)) and len(set(chosen)) == len(chosen)
             for row, label in zip(rows.tolist(), labels.tolist()):
-                assert label < 0 or row in support[label]
+                assert label < 0 or row in support[names.index(chosen[label])]
 
 
 def test_supports_are_seen_as_the_pipeline_sees_them_and_kept() -> None:
     batches, data = make()
     batch = batches.draw(1, np.random.default_rng(3)).support
     again = SupportBatch(batch.labels, batch.class_mask, batch.rows, examples=data.train)
-    seen = see_support(data.stacked, data.codec, again)
+    seen = see_support(data.stacked, data.codec.shared_adapter(), data.codec.head, again)
     known = (batch.labels >= 0).unsqueeze(-1)
     torch.testing.assert_close(batch.features * known, seen.features * known, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(batch.gradients, seen.gradients, rtol=1e-3, atol=1e-6)

@@ -24,6 +24,7 @@ def pipe() -> MCDiPipeline:
     pipe.register_modules(scheduler=LocalConsistencyScheduler(20, num_segments=SEGMENTS, prediction_type="sample"))
     torch.nn.init.zeros_(pipe.denoiser.token_out.weight)
     torch.nn.init.zeros_(pipe.denoiser.token_out.bias)
+    pipe.task_encoder.rescale(torch.zeros_like(pipe.codec.filled))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -35,7 +36,9 @@ def batch(pipe: MCDiPipeline, rows: int = 12) -> TrainingBatch:
     order = torch.stack([torch.randperm(len(TEXTS), generator=generator)[:WAYS] for _ in range(rows)])
     labels, classes = torch.arange(WAYS).repeat(rows, 1), [("a", "b", "c")] * rows
     support = SupportBatch(labels, mask, order, examples=pipe.stacked.encode(TEXTS), classes=classes)
-    return TrainingBatch(targets, pipe.codec.filled, see_support(pipe.stacked, pipe.codec, support))
+    return TrainingBatch(
+        targets, pipe.codec.filled, see_support(pipe.stacked, pipe.codec.shared_adapter(), pipe.codec.head, support)
+    )
 
 
 def names(pipe: MCDiPipeline) -> set[str]:

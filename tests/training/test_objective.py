@@ -30,9 +30,10 @@ def make_model(codec: AdapterCodec) -> ConditionalDenoiser:
     """A real network; the zeros that it starts from would hide most of it."""
     torch.manual_seed(0)
     denoiser = MCDiDenoiser.from_layout(codec.layout, cond_dim=DIM, dim=DIM, num_layers=2, num_heads=2)
-    for parameter in denoiser.parameters():
+    model = ConditionalDenoiser(TaskEncoder(FEATURE_DIM, *codec.filled.shape, DIM, num_directions=8), denoiser)
+    for parameter in (*denoiser.parameters(), *model.task_encoder.propose.parameters()):
         torch.nn.init.normal_(parameter, std=0.2)
-    return ConditionalDenoiser(TaskEncoder(FEATURE_DIM, codec.layout.token_dim, DIM, num_directions=8), denoiser)
+    return model
 
 
 def make_batch(codec: AdapterCodec, rows: int = 48, ways: tuple[int, ...] = (WAYS,)) -> TrainingBatch:

@@ -46,7 +46,7 @@ class Setting:
         torch.manual_seed(0)
         layout = self.codec.layout
         denoiser = MCDiDenoiser.from_layout(layout, cond_dim=DIM, dim=16, num_layers=1, num_heads=2)
-        model = ConditionalDenoiser(TaskEncoder(layout.feature_dim + 16, layout.token_dim, DIM, 6), denoiser)
+        model = ConditionalDenoiser(TaskEncoder(layout.feature_dim + 16, *self.codec.filled.shape, DIM, 6), denoiser)
         for parameter in model.parameters() if std else []:
             torch.nn.init.normal_(parameter, std=std)
         return model
@@ -88,7 +88,9 @@ def test_generated_adapters_are_judged_as_peft_would(setting: Setting) -> None:
     """The network's first prediction, decoded here by hand, with a head of PEFT's own features."""
     task, model = setting.tasks[0], setting.model(0.2)
     (loss,) = setting.loss()(model, [task], 0, generators([task]))
-    support = see_support(setting.stacked, setting.codec, support_of(setting, task))
+    support = see_support(
+        setting.stacked, setting.codec.shared_adapter(), setting.codec.head, support_of(setting, task)
+    )
     noise = torch.randn(setting.codec.filled.shape, generator=generators([task])[0])
     with torch.no_grad():
         seen = model.task_encoder(support.features, support.gradients, support.labels, support.class_mask)
@@ -153,6 +155,7 @@ def test_a_language_model_is_judged_by_its_words() -> None:
     torch.nn.init.zeros_(pipe.denoiser.norm_out.weight)
     torch.nn.init.zeros_(pipe.denoiser.norm_out.bias)
     torch.nn.init.zeros_(pipe.denoiser.token_out.bias)
+    pipe.task_encoder.rescale(torch.zeros_like(pipe.codec.filled))
     pipe.scheduler.register_to_config(prediction_type="sample")  # the network now says zero: the shared adapter
     losses = loss(model, tasks, 0, generators(tasks))
     for task, found in zip(tasks, losses.tolist(), strict=True):

@@ -84,9 +84,9 @@ def test_two_processes_train_what_one_does(runs: Runs) -> None:
     assert not (checkpoint(runs.straight, 6) / "random_states_1.pkl").exists()
     one, two = (load_file(checkpoint(run, 6) / "model.safetensors") for run in (runs.straight, runs.spread))
     start = load_file(checkpoint(runs.straight, 2) / "model.safetensors")
-    torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
-    assert max((one[key] - start[key]).abs().max().item() for key in one) > 1e-4
-    torch.testing.assert_close(pipeline_tensors(runs.straight), pipeline_tensors(runs.spread), rtol=0, atol=1e-5)
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
+    assert max((one[key] - start[key]).abs().max().item() for key in one) > 1e-3
+    torch.testing.assert_close(pipeline_tensors(runs.straight), pipeline_tensors(runs.spread), rtol=0, atol=1e-4)
     best = json.loads((runs.straight / "curve.json").read_text())
     best = max((one["2x1"] + one["3x2"]) / 2 for one in best if one["step"])
     found = re.search(r"best mean validation accuracy ([\d.]+); the pipeline is in (.*)", runs.printed)
@@ -239,7 +239,7 @@ def test_a_language_model_from_raw_data_to_a_pipeline(tmp_path: Path) -> None:
     own = {"pooling": "last_token", "target_modules": ["q_proj", "v_proj"], "layers": [2], "num_tasks": 3}
     sources = [Source(str(tmp_path / "source"), group_column="domain")]
     trajectories = TrajectoryCollector(collecting(folder, tmp_path / "made", **own), sources).collect()
-    own = {"segment_weights": None, "learning_rate": 0.1}
+    own = {"segment_weights": None}
     place = MCDiTrainer(training(tmp_path / "run", **own), trajectories).train()
     pipe = MCDiPipeline.from_pretrained(place)
     pipe.set_progress_bar_config(disable=True)

@@ -59,10 +59,10 @@ def test_a_stack_gives_each_task_what_it_gets_alone(setting: Setting, sam_rho: f
     stacked, codec, examples, tasks = setting
     settings = dataclasses.replace(SETTINGS, sam_rho=sam_rho)
     numbers = list(range(3, 3 + len(tasks)))
-    together = collect_trajectories(stacked, codec, examples, tasks, numbers, settings)
+    together = collect_trajectories(stacked, codec, examples, tasks, numbers, 2, settings)
     assert len(together) > 1
     for number, task, row in zip(numbers, tasks, together):
-        (alone,) = collect_trajectories(stacked, codec, examples, [task], [number], settings)
+        (alone,) = collect_trajectories(stacked, codec, examples, [task], [number], 2, settings)
         np.testing.assert_allclose(row["weights"], alone["weights"], rtol=1e-3, atol=1e-3)
         assert row["task"] == number and row["classes"] == list(task.classes) and row["steps"] == [0, 2, 4]
         assert row["accuracy"] == pytest.approx(alone["accuracy"])
@@ -71,8 +71,8 @@ def test_a_stack_gives_each_task_what_it_gets_alone(setting: Setting, sam_rho: f
 def test_a_trajectory_is_adam_on_the_query_of_its_draws(setting: Setting) -> None:
     """The same in a plain loop, with the loss written out."""
     stacked, codec, examples, tasks = setting
-    (row,) = collect_trajectories(stacked, codec, examples, tasks[:1], [7], SETTINGS)
-    stack, random = TaskStack(stacked, codec, examples, tasks[:1], SETTINGS), np.random.default_rng((0, 7))
+    (row,) = collect_trajectories(stacked, codec, examples, tasks[:1], [7], 2, SETTINGS)
+    stack, random = TaskStack(stacked, codec, examples, tasks[:1], 2, SETTINGS), np.random.default_rng((0, 7))
     optimizer = torch.optim.Adam([stack.coefficients], lr=0.05)
     kept = [np.ones(codec.filled.numel())]
     for step in range(1, 5):
@@ -90,13 +90,31 @@ def test_a_trajectory_is_adam_on_the_query_of_its_draws(setting: Setting) -> Non
     np.testing.assert_allclose(row["weights"], np.stack(kept), rtol=1e-3, atol=1e-3)
 
 
+def test_the_steps_of_a_wide_task_tell_some_of_its_classes_apart(setting: Setting) -> None:
+    stacked, codec, examples, tasks = setting
+    wide = dataclasses.replace(
+        tasks[0], classes=("a", "b", "c"), support=(*tasks[0].support, tasks[1].support[0]), query=tasks[0].query * 2
+    )
+    stack = TaskStack(stacked, codec, examples, [wide, tasks[1]], 2, SETTINGS)
+    randoms, seen = [np.random.default_rng(number) for number in (0, 1)], set()
+    for step in range(1, 9):
+        support, query = stack.draw(step, randoms)
+        assert support.class_mask.shape == (2, 2)
+        assert query.classes == support.classes
+        for task, rows, labels, names in zip((wide, tasks[1]), support.rows, support.labels, support.classes):
+            for row, label in zip(rows.tolist(), labels.tolist()):
+                assert row in task.support[task.classes.index(names[label])]
+        seen.add(support.classes[0])
+    assert {name for names in seen for name in names} == {"a", "b", "c"}
+
+
 def test_views_are_drawn_and_only_the_plain_one_is_judged(setting: Setting) -> None:
     stacked, codec, plain, tasks = setting
     views = stacked.encode(augmented_views(text_tasks()[0], 3, seed=0), num_views=3)
     # A learning rate of next to nothing: what is judged is the start, which must not depend on the views.
     settings = dataclasses.replace(SETTINGS, learning_rate=1e-12)
     numbers = list(range(len(tasks)))
-    found = [collect_trajectories(stacked, codec, one, tasks, numbers, settings) for one in (plain, views)]
+    found = [collect_trajectories(stacked, codec, one, tasks, numbers, 2, settings) for one in (plain, views)]
     assert [row["accuracy"] for row in found[0]] == [row["accuracy"] for row in found[1]]
     assert [row["losses"] for row in found[0]] != [row["losses"] for row in found[1]]
     assert all(row["accuracy"] == row["start_accuracy"] for row in found[0])
@@ -105,7 +123,7 @@ def test_views_are_drawn_and_only_the_plain_one_is_judged(setting: Setting) -> N
 def test_the_loss_falls_along_a_trajectory(setting: Setting) -> None:
     stacked, codec, examples, tasks = setting
     long = dataclasses.replace(SETTINGS, num_steps=60, num_targets=6, shots=(3, 3))
-    rows = collect_trajectories(stacked, codec, examples, tasks, list(range(len(tasks))), long)
+    rows = collect_trajectories(stacked, codec, examples, tasks, list(range(len(tasks))), 2, long)
     losses = np.array([row["losses"] for row in rows])
     assert losses[:, -2:].mean() < 0.9 * losses[:, :2].mean()
 
@@ -114,22 +132,22 @@ def test_divergence_is_an_error(setting: Setting) -> None:
     stacked, codec, examples, tasks = setting
     settings = dataclasses.replace(SETTINGS, learning_rate=float("inf"))
     with pytest.raises(ValueError, match="diverged"):
-        collect_trajectories(stacked, codec, examples, tasks[:1], [0], settings)
+        collect_trajectories(stacked, codec, examples, tasks[:1], [0], 2, settings)
 
 
 def test_a_stack_refuses_tasks_that_it_cannot_draw_from(setting: Setting) -> None:
     stacked, codec, examples, tasks = setting
     wide = dataclasses.replace(tasks[0], classes=("a", "b", "c"), support=(*tasks[0].support, tasks[0].support[0]))
-    with pytest.raises(ValueError, match=r"tasks of 2 and of \[3\] classes"):
-        collect_trajectories(stacked, codec, examples, [tasks[0], wide], [0, 1], SETTINGS)
+    with pytest.raises(ValueError, match=r"A stack of 3 ways has tasks of \[2\] classes"):
+        collect_trajectories(stacked, codec, examples, [tasks[0], wide], [0, 1], 3, SETTINGS)
     few = dataclasses.replace(tasks[0], support=tuple(rows[:4] for rows in tasks[0].support))
     with pytest.raises(ValueError, match="A class has 4 support rows: expected 5"):
-        collect_trajectories(stacked, codec, examples, [few], [0], SETTINGS)
+        collect_trajectories(stacked, codec, examples, [few], [0], 2, SETTINGS)
 
 
 def test_a_language_model_has_trajectories_without_heads() -> None:
     stacked, codec, examples, tasks = make(tiny_language_model(), llama_config())
-    rows = collect_trajectories(stacked, codec, examples, tasks[:2], [0, 1], SETTINGS)
+    rows = collect_trajectories(stacked, codec, examples, tasks[:2], [0, 1], 2, SETTINGS)
     assert np.abs(rows[0]["weights"][-1] - 1).max() > 0.01
 
 

@@ -195,8 +195,9 @@ def test_a_disk_or_a_folder_that_cannot_be_written_is_one_clear_line(
     setting: Setting, straight: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    (tmp_path / "shard").mkdir()
-    shutil.copy(straight / "shared_adapter.safetensors", tmp_path / "shard")  # its checkpoint is larger than a shard
+    # all but shards and checkpoint, which are small and large
+    begun = shutil.ignore_patterns("*.parquet", "shared_checkpoint*", ".lock")
+    shutil.copytree(straight, tmp_path / "shard", ignore=begun)
     commands = {
         "below": setting.command(tmp_path / "file" / "below"),
         "start": setting.command(tmp_path / "start"),

@@ -10,10 +10,10 @@ import torch
 from datasets import Dataset, load_dataset
 from fake_hub import FakeHub
 from huggingface_hub import HfApi
-from random_trajectories import DESCRIPTION, check_rows, codec_of, files, filled, random_rows
+from random_trajectories import DESCRIPTION, check_rows, codec_of, encoder_of, files, filled, random_rows
 
 from mcdi_hf import AdapterCodec
-from mcdi_hf.trajectories.dataset import load_trajectories, local_targets
+from mcdi_hf.trajectories.dataset import load_task_encoder, load_trajectories, local_targets
 
 
 REPO = "tester/trajectories"
@@ -46,8 +46,19 @@ def test_trajectories_from_the_hub(hub: FakeHub, codec: AdapterCodec, tmp_path: 
     assert hub.files(REPO, kind="dataset") == {".gitattributes": b"", **pushed}
     loaded, record, read = load_trajectories(REPO, streaming=streaming)
     assert record["base_model"] == DESCRIPTION["base_model"] and read.head == codec.head
+    for place in (REPO, str(tmp_path / "all")):
+        encoder, expected = load_task_encoder(place), encoder_of(codec)
+        assert all(value.equal(expected.state_dict()[name]) for name, value in encoder.state_dict().items())
+        assert "_name_or_path" not in encoder.config
     check_rows(list(loaded), codec, range(5))
     check_rows(list(load_dataset(REPO, split="train", streaming=streaming)), codec, range(5))
+
+
+def test_a_missing_task_encoder_is_named(codec: AdapterCodec, tmp_path: Path) -> None:
+    folder = filled(tmp_path / "all", codec, range(2)).folder
+    (folder / "task_encoder" / "config.json").unlink()
+    with pytest.raises(ValueError, match="task_encoder is no task encoder: .*Get it again"):
+        load_task_encoder(str(folder))
 
 
 def test_a_pushed_data_set_replaces_the_shards_before_it(hub: FakeHub, codec: AdapterCodec, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import DatasetCard
-from random_trajectories import DESCRIPTION, check_rows, codec_of, files, filled, random_rows
+from random_trajectories import DESCRIPTION, check_rows, codec_of, encoder_of, files, filled, random_rows
 
 from mcdi_hf import AdapterCodec
 from mcdi_hf.trajectories.dataset import load_trajectories
@@ -27,7 +27,7 @@ def test_an_interrupted_collection_gives_the_same_bytes(codec: AdapterCodec, tmp
     filled(again, codec, range(2))
     # What a kill between the first byte and the move leaves behind.
     (again / "data" / ".train-000002-000003.parquet.part").write_bytes(b"PAR1 and no end")
-    continued = TrajectoryFolder.create(again, codec, DESCRIPTION)
+    continued = TrajectoryFolder.create(again, codec, encoder_of(codec), DESCRIPTION)
     assert continued.numbers == {0, 1}
     assert len(load_trajectories(str(again))[0]) == 2
     continued.append(random_rows(codec, range(2, 4)))
@@ -80,7 +80,7 @@ def test_a_folder_of_other_settings_is_not_continued(codec: AdapterCodec, tmp_pa
 def test_a_folder_of_other_things_is_left_alone(codec: AdapterCodec, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(ValueError, match="holds other files and no trajectories.json"):
-        TrajectoryFolder.create(tmp_path, codec, {})
+        TrajectoryFolder.create(tmp_path, codec, encoder_of(codec), {})
     assert files(tmp_path) == {"README.md": b"mine"}
 
 
@@ -152,7 +152,7 @@ def test_a_full_disk_leaves_whole_shards_only(codec: AdapterCodec, tmp_path: Pat
 def test_a_folder_below_a_file_is_a_clear_error(codec: AdapterCodec, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="Could not write .*codec: Not a directory"):
-        TrajectoryFolder.create(tmp_path / "file" / "all", codec, DESCRIPTION)
+        TrajectoryFolder.create(tmp_path / "file" / "all", codec, encoder_of(codec), DESCRIPTION)
 
 
 def test_package_versions_are_those_installed() -> None:

@@ -10,7 +10,7 @@ from tiny import tiny_backbone, tiny_dataset, tiny_language_model, tiny_lora_con
 
 from mcdi_hf import AdapterLayout, EpisodeSampler, LabelledRows, StackedLora, train_shared_adapter
 from mcdi_hf.data.stacks import StackSampler
-from mcdi_hf.trajectories.shared import SharedStart, initial_adapter, source_of
+from mcdi_hf.trajectories.shared import SharedStart, batches_of, initial_adapter, source_of
 
 
 DATASET = tiny_dataset()
@@ -25,26 +25,33 @@ def make(backbone=None, config=None, **settings) -> SharedStart:
     return SharedStart(stacked, stacked.encode(DATASET["text"][:]), sampler, list(ROWS.groups), **(values | settings))
 
 
+def support_of(start: SharedStart) -> tuple:
+    """The support and the query sets of four tasks."""
+    return batches_of(start.sampler.stack(3, 4), start.examples, torch.device("cpu"))
+
+
 def held_out(start: SharedStart) -> tuple:
     sampler = EpisodeSampler(ROWS, (2, 2), (2, 2), 4, seed=9)
     return start.examples, {"2x2": [sampler[number] for number in range(4)]}
 
 
 def test_it_learns_with_its_head_and_its_sources_coefficients() -> None:
-    start = make(num_steps=40)
+    start = make(num_steps=100)
     first = {name: value.detach().clone() for name, value in start._learnt().items()}
-    losses = [start.train_step() for _ in range(40)]
+    losses = [start.train_step() for _ in range(100)]
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
     assert all(not value.equal(first[name]) for name, value in start._learnt().items())
-    tensors, head = start.result()
+    tensors, head, encoder = start.result()
     assert tensors.keys() == start.stacked.layout.lora_shapes.keys() and head.feature_norm == start.norm
+    assert all(value.equal(start.encoder.state_dict()[name]) for name, value in encoder.state_dict().items())
 
 
-def test_without_a_share_of_their_own_no_source_has_coefficients() -> None:
-    start = make(own_share=0.0)
+def test_without_shares_there_is_one_adapter_and_nothing_else() -> None:
+    start = make(own_share=0.0, proposed_share=0.0)
     for _ in range(3):
         start.train_step()
     assert (start.coefficients == 1).all()
+    assert start.proposals(support_of(start)[0]).eq(0).all()
     start.validate(*held_out(start))
     assert start.curve[0].keys() == {"step", "mean", "2x2"}
 
@@ -54,18 +61,39 @@ def test_a_language_model_learns_no_head() -> None:
     start = make(backbone, llama_config())
     for name in ("a", "b"):
         assert name in backbone.processor.get_vocab()
-    assert start._learnt().keys() == {*start.tensors, "coefficients"} and start.norm == 1
+    assert not start._learnt().keys() & start.scalars.keys() and start.norm == 1
 
 
-def test_own_coefficients_scale_the_rows_of_their_task_alone() -> None:
+def test_every_task_is_seen_in_its_way() -> None:
     start = make()
     with torch.no_grad():
         start.coefficients[1] = 2.0
-    seen = start.seen_by(["north", "south", "south"], torch.tensor([True, True, False]))
+        start.encoder.downhill.bias.fill_(3.0)
+    support, no = support_of(start)[0], torch.zeros(4, dtype=torch.bool)
+    own, proposed = torch.tensor([True, True, False, False]), torch.tensor([False, False, False, True])
+    seen = start.seen_by(["north", "south", "south", "south"], support, own, proposed)
     for key, value in seen.items():
-        factors = torch.tensor([1.0, 2.0, 1.0] if "lora_A" in key else [1.0, 1.0, 1.0])
+        factors = torch.tensor([1.0, 2.0, 1.0, 4.0] if "lora_A" in key else [1.0] * 4)
         assert value.equal(factors[:, None, None] * start.tensors[key])
-    assert start.seen_by(["north"], torch.tensor([False])) is start.tensors
+    assert start.seen_by(["north"] * 4, support, no, no) is start.tensors
+
+
+def test_a_task_is_proposed_the_same_whoever_else_is_in_the_stack() -> None:
+    start = make(num_steps=20)
+    for _ in range(20):
+        start.train_step()
+    support = support_of(start)[0]
+    together = start.proposals(support)
+    assert together.std(dim=0).max() > 1e-3
+    torch.testing.assert_close(start.proposals(support[2:3]), together[2:3], rtol=1e-3, atol=1e-4)
+
+
+def test_the_basis_learns_through_proposals_and_not_through_what_they_are_made_of() -> None:
+    start = make(own_share=0.0, proposed_share=1.0)
+    start.proposals(support_of(start)[0]).sum().backward()
+    assert all(value.grad is None for value in start.tensors.values())
+    start.train_step()
+    assert all(value.grad.any() for key, value in start.tensors.items() if "lora_B" in key)
 
 
 def test_the_best_on_validation_is_what_is_returned() -> None:
@@ -77,11 +105,16 @@ def test_the_best_on_validation_is_what_is_returned() -> None:
     start.train_step()
     start.validate(*validation)
     assert all(value.equal(first[key]) for key, value in start.result()[0].items())
-    assert [point["step"] for point in start.curve] == [0, 1] and "2x2, own coefficients" in start.curve[1]
+    assert [point["step"] for point in start.curve] == [0, 1] and start.curve[1].keys() >= {
+        "2x2, own coefficients",
+        "2x2, proposed",
+    }
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    straight, straight_head = train_shared_adapter(make(), held_out(make()), 2, tmp_path / "straight", {"a": 1})
+    straight, straight_head, straight_encoder = train_shared_adapter(
+        make(), held_out(make()), 2, tmp_path / "straight", {"a": 1}
+    )
     half = make()
     for _ in range(4):
         half.train_step()
@@ -89,7 +122,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
             half.validate(*held_out(half))
     half.save(tmp_path / "half", {"a": 1})
     half.train_step()  # lost
-    found, head = train_shared_adapter(make(), held_out(make()), 2, tmp_path / "half", {"a": 1})
+    found, head, encoder = train_shared_adapter(make(), held_out(make()), 2, tmp_path / "half", {"a": 1})
+    assert all(value.equal(straight_encoder.state_dict()[name]) for name, value in encoder.state_dict().items())
     assert head == straight_head and all(value.equal(straight[key]) for key, value in found.items())
     assert (tmp_path / "half").read_bytes() == (tmp_path / "straight").read_bytes()
 

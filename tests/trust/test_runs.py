@@ -113,9 +113,14 @@ def test_an_earlier_run_is_not_mixed_with_another(command: list, collected: Coll
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints"}
 
 
-def test_a_full_disk_is_one_clear_line(command: list, reliability: Reliability, tmp_path: Path) -> None:
-    # Fewer bytes than the copy of the trajectories in the cache takes, than the denoiser, and than a checkpoint's model.
-    limits = {"cache": 3000, "pipeline": 20_000, "checkpoint": 140_000}
+def test_a_full_disk_is_one_clear_line(
+    command: list, straight: dict, reliability: Reliability, tmp_path: Path
+) -> None:
+    # Fewer bytes than the copy of the trajectories in the cache takes, than the denoiser, and than a checkpoint's model,
+    # which is both parts of the generator and so larger than any file of the pipeline.
+    (model,) = (own for name, own in straight["weights"].items() if name.startswith("checkpoints"))
+    size = sum(value.numel() * value.element_size() for value in model.values())
+    limits = {"cache": 3000, "pipeline": 20_000, "checkpoint": size}
     wanted = {
         "cache": f"to the cache of datasets in {tmp_path / 'cache'}: File too large",
         "pipeline": f"{tmp_path / 'pipeline' / 'pipeline'}: Error while serializing",
@@ -145,6 +150,6 @@ def test_launches_of_two_processes_end(
             call(*LAUNCH, "--num_processes", "2", *command, "--output_dir", folder)  # 300 seconds at most
             return made(folder)
 
-        found, _ = reliability.attempt("launches of two processes", launch, same=lambda one: same(one, straight, 1e-5))
-        assert same(found, straight, 1e-5)
+        found, _ = reliability.attempt("launches of two processes", launch, same=lambda one: same(one, straight, 1e-4))
+        assert same(found, straight, 1e-4)
         assert len(list(folder.glob("checkpoints/*/random_states_*.pkl"))) == 2

@@ -24,7 +24,7 @@ class SharedAdapter(Method):
 
 class EqualShared(Method):
     """An adapter that is trained on the training tasks as the generator's shared start was, with the same tasks, steps,
-    matrices, rank and head, but without coefficients of the sources: all of it is for one adapter."""
+    matrices, rank and head, but without any coefficients: all of it is for one adapter."""
 
     needs_training = True
 
@@ -32,8 +32,9 @@ class EqualShared(Method):
         def make() -> dict[str, torch.Tensor]:
             training, means = fold.training, fold.training.shared_start
             budget = means["steps"], means["tasks_per_step"], means["learning_rate"]
-            start = SharedStart(fold.stacked, training.examples, training.sampler, [], *budget, own_share=0.0)
-            tensors, head = train_shared_adapter(start)
+            shares = {"own_share": 0.0, "proposed_share": 0.0}
+            start = SharedStart(fold.stacked, training.examples, training.sampler, [], *budget, **shares)
+            tensors, head, _ = train_shared_adapter(start)
             return tensors | {name: torch.tensor(value, dtype=torch.float64) for name, value in asdict(head).items()}
 
         tensors = dict(fold.kept("equal_shared", make))

@@ -126,12 +126,15 @@ class EpisodeSampler:
         ways = random.integers(self.ways[0], min(self.ways[1], len(self.rows.groups[group])) + 1)
         return self._task(group, ways, draw_shots(self.shots, random), random)
 
-    def draw(self, ways: int, shots: int, random: np.random.Generator) -> Task:
+    def draw(self, ways: int, shots: int, random: np.random.Generator, most_ways: int | None = None) -> Task:
         """A task of so many classes, of a group that has them, and so many shots, or as many as the smallest class has
-        beside its queries."""
+        beside its queries. With `most_ways` it has as many classes as the group has, up to so many."""
+        group = self._group(ways, random)
+        if most_ways is not None:
+            ways = min(most_ways, len(self.rows.groups[group]))
         if self.query_rows is not None:
-            return self._task(self._group(ways, random), ways, shots, random)
-        task = self._task(self._group(ways, random), ways, shots + self.queries, random)
+            return self._task(group, ways, shots, random)
+        task = self._task(group, ways, shots + self.queries, random)
         most = min(shots, *(len(rows) - self.queries for rows in task.support))
         support = tuple(rows[:most] for rows in task.support)
         return replace(task, support=support, query=tuple(rows[most:][: self.queries] for rows in task.support))

@@ -49,7 +49,7 @@ class DenoiserBlock(nn.Module):
 class MCDiDenoiser(ModelMixin, ConfigMixin):
     """Predicts noise, sample or velocity of an adapter's tokens, given what [`TaskEncoder`] makes of a support set.
 
-    A token knows its layer and module, and the gradient of the support's loss there. Class tokens have no index and take
+    A token knows its layer and module, and what the encoder proposes in its place. Class tokens have no index and take
     part in the attention, so the order of the classes does not matter.
 
     Args:
@@ -61,6 +61,8 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         num_layers (`int`, *optional*, defaults to 3): Number of blocks.
         num_heads (`int`, *optional*, defaults to 4): Attention heads of a block.
         ff_mult (`int`, *optional*, defaults to 2): Width of the feed-forward layer, in multiples of `dim`.
+        residual (`bool`, *optional*, defaults to `True`): Whether the answer is added to the proposal, which suits a
+            scheduler whose `prediction_type` is `"sample"`: an untrained denoiser then answers with the proposal.
     """
 
     _supports_gradient_checkpointing = True
@@ -77,6 +79,7 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         num_layers: int = 3,
         num_heads: int = 4,
         ff_mult: int = 2,
+        residual: bool = True,
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
@@ -90,7 +93,7 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         self.token_out = nn.Linear(dim, token_dim)
         self.time_proj = Timesteps(dim, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(dim, dim)
-        self.weight_in = nn.Linear(cond_dim, dim)
+        self.proposal_in = nn.Linear(token_dim, dim)
         self.class_in = nn.Linear(cond_dim, dim)
         self.task_in = nn.Linear(cond_dim, dim)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
@@ -103,7 +106,7 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_layout(cls, layout: AdapterLayout, **sizes: int) -> "MCDiDenoiser":
-        """The denoiser for a layout; `sizes` are `cond_dim`, `dim`, `num_layers`, `num_heads`, `ff_mult`."""
+        """The denoiser for a layout; `sizes` are the other arguments."""
         return cls(**cls.sizes_of(layout), **sizes)
 
     @staticmethod
@@ -117,7 +120,7 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         timestep: torch.Tensor | float | int,
         class_tokens: torch.Tensor,
         task_token: torch.Tensor,
-        weight_tokens: torch.Tensor,
+        proposal: torch.Tensor,
         class_mask: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> MCDiDenoiserOutput | tuple[torch.Tensor]:
@@ -128,7 +131,7 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
             timestep (`torch.Tensor` of shape `()` or `(tasks,)`, or a number): The diffusion timestep.
             class_tokens (`torch.Tensor` of shape `(tasks, classes, cond_dim)`): From [`TaskEncoder`].
             task_token (`torch.Tensor` of shape `(tasks, cond_dim)`): From [`TaskEncoder`].
-            weight_tokens (`torch.Tensor` of shape `(tasks, num_tokens, cond_dim)`): From [`TaskEncoder`].
+            proposal (`torch.Tensor` of shape `(tasks, num_tokens, token_dim)`): From [`TaskEncoder`].
             class_mask (`torch.Tensor` of shape `(tasks, classes)`, *optional*): False marks padding.
             return_dict (`bool`, *optional*, defaults to `True`): Whether to return no plain tuple.
         """
@@ -137,7 +140,7 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         time = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
         modulation = self.modulation(time + task).unflatten(-1, (6, -1))
         place = sum(table(index) for table, index in zip(self.places, self.coordinates.unbind(dim=1)))
-        states = self.token_in(sample * self.filled) + place + self.weight_in(weight_tokens)
+        states = self.token_in(sample * self.filled) + place + self.proposal_in(proposal)
         states = torch.cat([states, self.class_in(class_tokens), task.unsqueeze(1)], dim=1)
         mask = None
         if class_mask is not None:
@@ -147,5 +150,6 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
                 states = self._gradient_checkpointing_func(block, states, modulation, mask)
             else:
                 states = block(states, modulation, mask)
-        output = self.token_out(self.norm_out(states[:, : len(self.coordinates)])) * self.filled
+        output = self.token_out(self.norm_out(states[:, : len(self.coordinates)]))
+        output = (output + proposal if self.config.residual else output) * self.filled
         return MCDiDenoiserOutput(sample=output) if return_dict else (output,)

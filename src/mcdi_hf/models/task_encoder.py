@@ -1,4 +1,4 @@
-"""From what a generator sees of a support set to class tokens, weight tokens and a task token."""
+"""From what a generator sees of a support set to class tokens, a task token and a first guess of the weights."""
 
 from dataclasses import dataclass
 
@@ -18,12 +18,12 @@ class TaskEncoderOutput(BaseOutput):
     Args:
         class_tokens (`torch.Tensor` of shape `(tasks, classes, dim)`): One token a class, zero for padding.
         task_token (`torch.Tensor` of shape `(tasks, dim)`): One token for the task.
-        weight_tokens (`torch.Tensor` of shape `(tasks, num_tokens, dim)`): One token for each of an adapter's.
+        proposal (`torch.Tensor` of shape `(tasks, num_tokens, token_dim)`): A first guess of the adapter's tokens.
     """
 
     class_tokens: torch.Tensor
     task_token: torch.Tensor
-    weight_tokens: torch.Tensor
+    proposal: torch.Tensor
 
 
 class TaskEncoder(ModelMixin, ConfigMixin):
@@ -31,24 +31,39 @@ class TaskEncoder(ModelMixin, ConfigMixin):
 
     The task's token is made of statistics that say which directions tell the classes apart: along `num_directions`
     learnt directions the variance between class means, that within classes, and the mean; and of what examples and
-    class means have in common. A weight token is made of the gradient of the support's loss there (Grad2Task, Wang et
-    al. 2021).
+    class means have in common. The proposal is made of it and of the gradient of the support's loss (Grad2Task, Wang et
+    al. 2021), which also has a linear way of its own: a learnt step downhill. It is zero before any training.
 
     Args:
-        feature_dim (`int`, *optional*, defaults to 768): Width of what is seen of an example, see [`see_support`].
-        token_dim (`int`, *optional*, defaults to 8): Width of an adapter's tokens.
+        feature_dim (`int`): Width of what is seen of an example, see [`see_support`].
+        num_tokens, token_dim (`int`): The number and the width of an adapter's tokens.
         dim (`int`, *optional*, defaults to 256): Width of the tokens that are made.
         num_directions (`int`, *optional*, defaults to 192): How many directions are learnt.
     """
 
     @register_to_config
-    def __init__(self, feature_dim: int = 768, token_dim: int = 8, dim: int = 256, num_directions: int = 192) -> None:
+    def __init__(
+        self, feature_dim: int, num_tokens: int, token_dim: int, dim: int = 256, num_directions: int = 192
+    ) -> None:
         super().__init__()
+        numbers = num_tokens * token_dim
         self.directions = nn.Linear(feature_dim, num_directions, bias=False)
         self.class_mean = _mlp(num_directions, dim, dim)
         self.example = _mlp(num_directions, dim, dim)
         self.statistics = _mlp(3 * num_directions + dim + 2, 2 * dim, dim)
-        self.gradient = _mlp(token_dim + 1, dim, dim)
+        self.gradient = nn.Linear(numbers, dim)
+        self.propose = nn.Sequential(nn.Linear(2 * dim + 1, 2 * dim), nn.GELU(), _mlp(2 * dim, 2 * dim, numbers))
+        self.downhill = nn.Linear(numbers, numbers)
+        for layer in (self.propose[-1][-1], self.downhill):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @torch.no_grad()
+    def rescale(self, factors: torch.Tensor) -> None:
+        """Multiply every proposal by `factors` `(num_tokens, token_dim)`, as a change of the codec's scales asks for."""
+        for layer in (self.propose[-1][-1], self.downhill):
+            layer.weight.mul_(factors.reshape(-1, 1))
+            layer.bias.mul_(factors.flatten())
 
     def forward(
         self,
@@ -86,13 +101,14 @@ class TaskEncoder(ModelMixin, ConfigMixin):
         counts = [shots.sum(dim=1).div(ways).log(), ways.log()]
         statistics = [between - within, between, mean, class_tokens.sum(dim=1) / ways, *counts]
         task_token = self.statistics(torch.cat(statistics, dim=-1))
-        norm = gradients.flatten(1).norm(dim=1).clamp(min=1e-8)[:, None, None]
-        size = gradients.shape[1] * gradients.shape[2]
-        scaled = torch.cat([gradients / norm * size**0.5, norm.log().expand(-1, gradients.shape[1], 1)], dim=-1)
-        weight_tokens = self.gradient(scaled)
+        flat = gradients.flatten(1)
+        norm = flat.norm(dim=1, keepdim=True).clamp(min=1e-8)
+        flat = flat / norm * flat.shape[1] ** 0.5
+        known = torch.cat([task_token, self.gradient(flat), norm.log()], dim=-1)
+        proposal = (self.propose(known) + self.downhill(flat)).view_as(gradients)
         if not return_dict:
-            return class_tokens, task_token, weight_tokens
-        return TaskEncoderOutput(class_tokens=class_tokens, task_token=task_token, weight_tokens=weight_tokens)
+            return class_tokens, task_token, proposal
+        return TaskEncoderOutput(class_tokens=class_tokens, task_token=task_token, proposal=proposal)
 
 
 def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:

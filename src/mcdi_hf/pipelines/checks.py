@@ -24,8 +24,9 @@ def check_components(denoiser: MCDiDenoiser, task_encoder: TaskEncoder, codec: A
         )
     wanted = MCDiDenoiser.sizes_of(layout) | {"cond_dim": task_encoder.config.dim}
     found = {key: getattr(denoiser.config, key) for key in ("tokens", "token_dim", "cond_dim")}
-    wanted["token_dim of the task encoder"] = layout.token_dim
-    found["token_dim of the task encoder"] = task_encoder.config.token_dim
+    for name, size in (("num_tokens", len(layout.modules)), ("token_dim", layout.token_dim)):
+        wanted[f"{name} of the task encoder"] = size
+        found[f"{name} of the task encoder"] = task_encoder.config[name]
     found["tokens"] = [list(token) for token in found["tokens"]]
     if differing := [key for key in wanted if wanted[key] != found[key]]:
         parts = [f"{key}: {_short(found[key])} there, {_short(wanted[key])} in the codec" for key in differing]

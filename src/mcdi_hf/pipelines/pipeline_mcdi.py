@@ -301,7 +301,9 @@ class MCDiPipeline(DiffusionPipeline):
             batch = support.to(self._execution_device)
         else:
             batch = encode_examples(self._support_sets(support), self.stacked, self.config.support_views, ways)
-        return batch if batch.features is not None else see_support(self.stacked, self.codec, batch)
+        if batch.features is not None:
+            return batch
+        return see_support(self.stacked, self.codec.shared_adapter(), self.codec.head, batch)
 
     def prepare_latents(
         self, generators: list[torch.Generator], temperature: float = 1.0, latents: torch.Tensor | None = None

@@ -43,7 +43,7 @@ class MCDiTrainingArguments:
     segment_weights: list[float] | None = HfArg(default=None, help="weights of the segments' losses; None: all 1")
     num_train_timesteps: int = HfArg(default=20, help="of the scheduler")
     num_inference_steps: int = HfArg(default=4, help="the pipeline's default")
-    dim: int = HfArg(default=128, help="width of the denoiser and of the task encoder")
+    dim: int = HfArg(default=128, help="width of the denoiser")
     num_layers: int = HfArg(default=3, help="of the denoiser")
     # inner loop
     tasks_per_step: int = HfArg(default=4, help="trajectories; 0 for the task loss alone")

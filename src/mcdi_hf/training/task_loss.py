@@ -40,7 +40,9 @@ class TaskLoss:
         generator of its own, whatever its neighbours are."""
         support, query = (SupportBatch.from_tasks(tasks, part, self.stacked.device) for part in ("support", "query"))
         support.examples = query.examples = self.examples
-        tokens = self._predict(model, see_support(self.stacked, self.codec, support), steps, generators)
+        tokens = self._predict(
+            model, see_support(self.stacked, self.codec.shared_adapter(), self.codec.head, support), steps, generators
+        )
         tensors = self.codec.matrices(self.codec.coefficients(tokens))
         logits = self.stacked.episode_logits(tensors, self.codec.head, support, query)
         return task_losses(logits, query.labels) / support.class_mask.sum(dim=1).log()

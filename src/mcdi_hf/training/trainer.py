@@ -19,7 +19,6 @@ from ..data.augmentation import draw_views
 from ..data.kinds import CROSSED
 from ..data.sources import Source
 from ..models.denoiser import MCDiDenoiser
-from ..models.task_encoder import TaskEncoder
 from ..pipelines.pipeline_mcdi import MCDiPipeline
 from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
 from ..trajectories.folder import TrajectoryFolder
@@ -141,8 +140,8 @@ class MCDiTrainer:
         scheduler.set_timesteps(args.num_inference_steps)
         self.task_loss = TaskLoss(self.data.stacked, self.pipe.codec, scheduler, self.data.train)
         with self.accelerator.autocast():
-            batch = args.train_batch_size, args.seed
-            self.batches = TrajectoryBatches(self.data, tuple(args.shots), args.num_conditions, *batch)
+            drawn = self.data.description["tasks"]["ways"], args.shots, args.num_conditions
+            self.batches = TrajectoryBatches(self.data, *drawn, args.train_batch_size, args.seed)
         self.control = TrainerControl()
         self.state = TrainerState(
             max_steps=args.max_train_steps,
@@ -314,18 +313,17 @@ class MCDiTrainer:
 
 
 def build_pipeline(args: MCDiTrainingArguments, data: TrainingData) -> MCDiPipeline:
-    """An untrained pipeline of the right sizes."""
+    """A pipeline with an untrained denoiser, which answers with what the task encoder proposes."""
     torch.manual_seed(args.seed)
-    layout = data.codec.layout
-    feature_dim = layout.feature_dim + data.train.hidden_states.shape[-1]
-    task_encoder = TaskEncoder(feature_dim, layout.token_dim, args.dim)
-    denoiser = MCDiDenoiser.from_layout(layout, cond_dim=args.dim, dim=args.dim, num_layers=args.num_layers)
+    sizes = {"cond_dim": data.task_encoder.config.dim, "dim": args.dim, "num_layers": args.num_layers}
+    residual = args.prediction_type == "sample"
+    denoiser = MCDiDenoiser.from_layout(data.codec.layout, residual=residual, **sizes)
     segments = {"num_segments": data.description["settings"]["num_targets"]} | OBJECTIVES[args.objective]
     kept = ("num_train_timesteps", "prediction_type", "loss_weighting")
     scheduler = LocalConsistencyScheduler(**{name: getattr(args, name) for name in kept}, **segments)
     pipe = MCDiPipeline(
         denoiser,
-        task_encoder,
+        data.task_encoder,
         copy.deepcopy(data.codec),  # the batches are made on the CPU, wherever the pipeline is
         scheduler,
         **{name: getattr(args, name) for name in ("num_inference_steps", "support_views")},

@@ -14,12 +14,12 @@ from ..data.kinds import tasks_of_kind
 from ..data.sources import Source, domains_of, inputs_of, load_table, sources_of, training_table
 from ..data.stacks import stack_sampler
 from ..data.tasks import LabelledRows, check_disjoint
-from ..trajectories.dataset import load_trajectories, local_targets
+from ..trajectories.dataset import load_task_encoder, load_trajectories, local_targets
 from .arguments import MCDiTrainingArguments
 
 
 class TrainingData:
-    """The trajectories and their codec; a table of training examples and a sampler of fresh tasks of it; a table of
+    """The trajectories, their codec and the task encoder beside it; a table of training examples and a sampler of fresh tasks of it; a table of
     held-out examples and the validation tasks of each kind. `sources` say where the trajectories' data sets are now; a
     `backbone` that is not given is loaded by its name."""
 
@@ -39,6 +39,8 @@ class TrainingData:
         self.codec.check_backbone(backbone)
         self.targets = local_targets(self.trajectories, self.codec)
         self.codec.fit_scales(self.targets[:, -1])
+        self.task_encoder = load_task_encoder(trajectories)
+        self.task_encoder.rescale(self.codec.filled / self.codec.std)  # from z to tokens
         self.codec.to(accelerator.device)
         self.stacked = StackedLora(backbone, self.codec.layout)
         sources = sources_of(self.description, sources or args.dataset_name)

@@ -33,6 +33,7 @@ class TrajectoryArguments:
     shots: list[int] = HfArg(default_factory=lambda: [1, 16], help="least and greatest, that heads are made of")
     queries_per_class: int = HfArg(default=8, help="other examples, that adapters are judged on")
     examples_per_class: int = HfArg(default=100, help="the most that a trajectory's optimiser draws from")
+    classes_per_task: int = HfArg(default=10, help="the most that it draws from; the ways of a step are fewer")
     num_views: int = HfArg(default=1, help="views of an example, all but the first augmented")
     # backbone and adapters
     pretrained_model_name_or_path: str = HfArg(
@@ -55,7 +56,8 @@ class TrajectoryArguments:
     # shared start
     shared_steps: int = HfArg(default=1000, help="steps of the shared start")
     tasks_per_step: int = HfArg(default=8, help="tasks of a step, in one stack")
-    own_share: float = HfArg(default=0.5, help="of its tasks that are seen through their source's own coefficients")
+    own_share: float = HfArg(default=0.3, help="of its tasks that are seen through their source's own coefficients")
+    proposed_share: float = HfArg(default=0.3, help="of its tasks that are seen through what a task encoder proposes")
     shared_learning_rate: float = HfArg(default=1e-3, help="AdamW's, for the shared start")
     validation_domains: list[str] | None = HfArg(
         default=None, help="held-out domains to choose the shared start on; None: its last step is taken"
@@ -93,9 +95,13 @@ class TrajectoryArguments:
                 f"examples_per_class is {self.examples_per_class}: expected {self.min_rows} or more, the greatest of "
                 "shots and queries_per_class together, which each step draws."
             )
-        for name in ("two_way_share", "crossed_share", "own_share"):
+        for name in ("two_way_share", "crossed_share", "own_share", "proposed_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected a share from 0 to 1.")
+        if self.own_share + self.proposed_share > 1:
+            raise ValueError(
+                f"own_share {self.own_share} and proposed_share {self.proposed_share} are more than 1 together: lower one."
+            )
         if self.crossed_share and (self.ways[0] != 2 or self.queries_per_class % 2):
             raise ValueError("crossed_share needs ways from 2 on and an even queries_per_class.")
         if unknown := sorted(set(self.validation_domains or []) - set(self.held_out_domains)):

@@ -72,8 +72,8 @@ def sam_perturbation(gradient: torch.Tensor, rho: float) -> torch.Tensor:
 class TaskStack:
     """The coefficients of several tasks on the way, `(tasks, num_tokens, token_dim)`, from z = 1.
 
-    A `ValueError` says that the tasks differ in their number of classes, or that a class has fewer support rows than a
-    step draws.
+    A step draws `ways` of the classes of each task. A `ValueError` says that a task has fewer, or that a class has fewer
+    support rows than a step draws.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class TaskStack:
         codec: AdapterCodec,
         examples: EncodedExamples,
         tasks: list[Task],
+        ways: int,
         settings: TrajectorySettings,
     ) -> None:
         self.stacked, self.codec, self.examples = stacked, codec, examples
-        self.tasks, self.settings = tasks, settings
+        self.tasks, self.ways, self.settings = tasks, ways, settings
         self.coefficients = torch.ones(len(tasks), *codec.filled.shape, device=stacked.device, requires_grad=True)
-        self.ways = len(tasks[0].classes)
-        if different := sorted({len(task.classes) for task in tasks} - {self.ways}):
-            raise ValueError(f"A stack has tasks of {self.ways} and of {different} classes: expected as many in each.")
+        if fewest := [count for task in tasks if (count := len(task.classes)) < ways]:
+            raise ValueError(f"A stack of {ways} ways has tasks of {fewest} classes: expected as many at least.")
         needed = settings.shots[1] + settings.queries
         if (least := min(len(rows) for task in tasks for rows in task.support)) < needed:
             raise ValueError(f"A class has {least} support rows: expected {needed}, the shots and queries of a step.")
@@ -99,17 +99,19 @@ class TaskStack:
         number of shots depends on the step alone, so that a stack is of one shape whoever is in it."""
         shots = draw_shots(self.settings.shots, np.random.default_rng((self.settings.seed, step, 3)))
         count, views = shots + self.settings.queries, self.examples.num_views
+        chosen = [random.permutation(len(task.classes))[: self.ways] for task, random in zip(self.tasks, randoms)]
         drawn = np.stack(
             [
-                [random.choice(rows, count, replace=False) for rows in task.support]
-                for task, random in zip(self.tasks, randoms)
+                [random.choice(task.support[number], count, replace=False) for number in own]
+                for task, own, random in zip(self.tasks, chosen, randoms)
             ]
         )
+        classes = [tuple(task.classes[number] for number in own) for task, own in zip(self.tasks, chosen)]
         if views > 1:
             moved = [random.integers(views, size=drawn.shape[1:]) for random in randoms]
             drawn = drawn + len(self.examples) * np.stack(moved)
         parts = np.split(drawn, [shots], axis=2)
-        return self._batch(parts[0]), self._batch(parts[1])
+        return self._batch(parts[0], classes), self._batch(parts[1], classes)
 
     def losses(self, support: SupportBatch, query: SupportBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The cross-entropy over log(classes) and the accuracy of every task's query: `(tasks,)` each."""
@@ -148,11 +150,11 @@ class TaskStack:
         with torch.autocast(self.stacked.device.type, torch.bfloat16, enabled=bf16):
             return self.stacked.episode_logits(self.codec.matrices(coefficients), self.codec.head, support, query)
 
-    def _batch(self, rows: np.ndarray) -> SupportBatch:
-        """Rows `(tasks, classes, examples)` as a batch."""
+    def _batch(self, rows: np.ndarray, classes: list[tuple[str, ...]]) -> SupportBatch:
+        """Rows `(tasks, ways, examples)` of some classes as a batch."""
         labels = torch.arange(self.ways).repeat_interleave(rows.shape[2]).expand(len(rows), -1)
         mask = torch.ones(len(rows), self.ways, dtype=torch.bool)
-        classes, device = [task.classes for task in self.tasks], self.stacked.device
+        device = self.stacked.device
         rows = torch.from_numpy(rows.reshape(len(rows), -1))
         return SupportBatch(labels.to(device), mask.to(device), rows, examples=self.examples, classes=classes)
 
@@ -163,15 +165,17 @@ def collect_trajectories(
     examples: EncodedExamples,
     tasks: list[Task],
     numbers: list[int],
+    ways: int,
     settings: TrajectorySettings,
 ) -> list[dict]:
-    """Optimise one stack of adapters, tasks of as many classes, each on the support rows of its task, and judge them
-    on the query rows. AdamW works element by element, so a stack gives each task what a run of its own would give.
+    """Optimise one stack of adapters, each on the support rows of its task, `ways` of its classes a step, and judge them
+    on the query rows of all its classes. AdamW works element by element, so a stack gives each task what a run of its
+    own would give.
 
     The tasks' `numbers` seed their batches. Returned is a row of the trajectory data set for every task, see
     [`trajectory_features`]. A `ValueError` says that the weights of a task became infinite or NaN.
     """
-    stack = TaskStack(stacked, codec, examples, tasks, settings)
+    stack = TaskStack(stacked, codec, examples, tasks, ways, settings)
     optimizer = torch.optim.AdamW([stack.coefficients], lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = get_scheduler(settings.lr_scheduler, optimizer, settings.lr_warmup_steps, settings.num_steps)
     randoms = [np.random.default_rng((settings.seed, number)) for number in numbers]

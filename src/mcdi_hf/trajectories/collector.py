@@ -28,12 +28,13 @@ from ..data.kinds import tasks_of_kind
 from ..data.sources import Source, domains_of, inputs_of, load_table, training_table
 from ..data.stacks import stack_sampler
 from ..data.tasks import LabelledRows, Task, check_disjoint
-from ..utils.files import read_tensors, write_file
+from ..models.task_encoder import TaskEncoder
+from ..utils.files import read_tensors, write_file, write_folder
 from ..utils.run_folder import hold_folder
 from .arguments import TrajectoryArguments
 from .collect import TaskStack, collect_trajectories
-from .description import differences, package_versions
-from .folder import TrajectoryFolder
+from .description import differences, package_versions, read_encoder
+from .folder import TASK_ENCODER, TrajectoryFolder
 from .shared import SharedStart, source_of, train_shared_adapter
 
 
@@ -86,10 +87,12 @@ class TrajectoryCollector:
                 "tasks_per_step": args.tasks_per_step,
                 "learning_rate": args.shared_learning_rate,
                 "own_share": args.own_share,
+                "proposed_share": args.proposed_share,
                 "validation_domains": args.validation_domains,
                 "validation_tasks": args.validation_tasks,
             },
             "examples_per_class": args.examples_per_class,
+            "classes_per_task": args.classes_per_task,
             "lora_config": self.codec.config.lora_config,
             "base_model": self.codec.config.base_model,
             "versions": package_versions(),
@@ -108,12 +111,14 @@ class TrajectoryCollector:
             if self.removed and state.is_main_process:
                 tqdm.write(f"{self.removed} training rows are texts of {', '.join(args.exclude_texts_of)}: left out.")
             examples = self._encode(self.table, args.num_views, "lower layers")
-            self.codec.set_shared_adapter(*self._shared_start(examples))
+            tensors, head, encoder = self._shared_start(examples)
+            self.codec.set_shared_adapter(tensors, head)
             self.codec.to(state.device)
             settings = args.settings()
             description = {**self.description, "settings": asdict(settings), "stack_size": args.stack_size}
             with state.main_process_first():
-                folder = TrajectoryFolder.create(args.output_dir / "trajectories", self.codec, _as_json(description))
+                place = args.output_dir / "trajectories"
+                folder = TrajectoryFolder.create(place, self.codec, encoder, _as_json(description))
             state.wait_for_everyone()
             # The same stacks whatever was interrupted, and on however many processes.
             missing = sorted(set(range(args.num_tasks)) - folder.numbers)
@@ -122,8 +127,9 @@ class TrajectoryCollector:
             own = stacks[state.process_index :: state.num_processes]
             bar = self._bar("trajectories", sum(map(len, own)), "task")
             for numbers in own:
-                tasks = [self._tasks(number // args.stack_size)[number % args.stack_size] for number in numbers]
-                folder.append(collect_trajectories(self.stacked, self.codec, examples, tasks, numbers, settings))
+                ways, drawn = self._tasks(numbers[0] // args.stack_size)
+                tasks = [drawn[number % args.stack_size] for number in numbers]
+                folder.append(collect_trajectories(self.stacked, self.codec, examples, tasks, numbers, ways, settings))
                 bar.update(len(numbers))
             bar.close()
             state.wait_for_everyone()
@@ -139,8 +145,8 @@ class TrajectoryCollector:
         args, settings = self.args, self.args.settings()
         self._check_space()
         examples = self._encode(self.table, args.num_views, "lower layers")
-        tasks = self._tasks(0)
-        stack = TaskStack(self.stacked, self.codec, examples, tasks, settings)
+        ways, tasks = self._tasks(0)
+        stack = TaskStack(self.stacked, self.codec, examples, tasks, ways, settings)
         for attempt in range(3):  # the last one counts
             batches = stack.draw(1, [np.random.default_rng(attempt)] * len(tasks))
             began = time.perf_counter()
@@ -158,12 +164,14 @@ class TrajectoryCollector:
             "estimated time": f"{minutes:.1f} min on one process, without the shared start",
         }
 
-    def _tasks(self, stack: int) -> list[Task]:
-        """The tasks of one stack of trajectories: of as many classes, each with most of the rows that it has."""
+    def _tasks(self, stack: int) -> tuple[int, list[Task]]:
+        """How many classes the steps of one stack of trajectories tell apart, and its tasks: each of most of the classes
+        that its group has, with most of their rows, so that its trajectory is not that of a few of them."""
         args = self.args
         random = np.random.default_rng((args.seed, stack, 4))
         ways, draw = self.trajectory_sampler.draw_ways(random), self.trajectory_sampler.sampler.draw
-        return [draw(ways, args.examples_per_class, random) for _ in range(args.stack_size)]
+        count = max(ways, args.classes_per_task)
+        return ways, [draw(ways, args.examples_per_class, random, count) for _ in range(args.stack_size)]
 
     def _other_domains(self, sources: list[Source]) -> list[str]:
         known, held_out = domains_of(sources), self.args.held_out_domains
@@ -185,13 +193,15 @@ class TrajectoryCollector:
         ):
             return self.stacked.encode(views, num_views=num_views, on_batch=bar.update, cache_dir=args.cache_dir)
 
-    def _shared_start(self, examples: EncodedExamples) -> tuple[dict[str, torch.Tensor], RidgeHead]:
-        """Train the shared start on the main process, or read the one that an earlier run left."""
-        path = self.args.output_dir / "shared_adapter.safetensors"
+    def _shared_start(self, examples: EncodedExamples) -> tuple[dict[str, torch.Tensor], RidgeHead, TaskEncoder]:
+        """Train the shared start on the main process, or read the one that an earlier run left: the adapter and the head in
+        one file, the encoder in a folder beside it."""
+        path, place = (self.args.output_dir / name for name in ("shared_adapter.safetensors", TASK_ENCODER))
         made = _as_json(self.description)
         with self.state.main_process_first():
             if not path.exists():
-                tensors, head = self._train_shared_start(examples, made)
+                tensors, head, encoder = self._train_shared_start(examples, made)
+                write_folder(place, encoder.save_pretrained, last=encoder.config_name)
                 tensors = {key: value.cpu().contiguous() for key, value in tensors.items()}
                 # one entry, since safetensors keep no order of several
                 content = save(tensors, {"made": json.dumps({"made": made, "head": asdict(head)})})
@@ -199,14 +209,23 @@ class TrajectoryCollector:
             tensors, told = read_tensors(path, "made")
         if different := differences(told["made"], made):
             raise ValueError(f"{path} was made otherwise: {'; '.join(different)}. Choose another output_dir.")
-        return tensors, RidgeHead(**told["head"])
+        return tensors, RidgeHead(**told["head"]), read_encoder(place)
 
-    def _train_shared_start(self, examples: EncodedExamples, made: dict) -> tuple[dict[str, torch.Tensor], RidgeHead]:
+    def _train_shared_start(
+        self, examples: EncodedExamples, made: dict
+    ) -> tuple[dict[str, torch.Tensor], RidgeHead, TaskEncoder]:
         args = self.args
         names = list(dict.fromkeys(map(source_of, self.rows.groups)))
         settings = args.shared_steps, args.tasks_per_step, args.shared_learning_rate, args.seed
         start = SharedStart(
-            self.stacked, examples, self.sampler, names, *settings, args.own_share, args.mixed_precision
+            self.stacked,
+            examples,
+            self.sampler,
+            names,
+            *settings,
+            args.own_share,
+            args.proposed_share,
+            args.mixed_precision,
         )
         validation = None
         if self.validation is not None:

@@ -11,8 +11,9 @@ from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, 
 
 from ..adapters.codec import AdapterCodec
 from ..data.cached import load_cached_dataset
-from .description import read_codec, read_record
-from .folder import CODEC, RECORD, TrajectoryFolder, trajectory_features
+from ..models.task_encoder import TaskEncoder
+from .description import read_codec, read_encoder, read_record
+from .folder import CODEC, RECORD, TASK_ENCODER, TrajectoryFolder, trajectory_features
 
 
 def load_trajectories(
@@ -36,8 +37,7 @@ def load_trajectories(
         try:
             place = Path(hf_hub_download(name_or_path, RECORD, repo_type="dataset"))
             record, own_layout = read_record(place)
-            kept = {"repo_type": "dataset", "revision": place.parent.name, "allow_patterns": f"{CODEC}/*"}
-            codec = read_codec(Path(snapshot_download(name_or_path, **kept)) / CODEC, own_layout)
+            codec = read_codec(_part_on_hub(name_or_path, CODEC, place.parent.name), own_layout)
         except RemoteEntryNotFoundError as error:
             raise ValueError(f"{name_or_path} on the Hub is no trajectory data set: it has no {RECORD}.") from error
         except (RepositoryNotFoundError, HFValidationError) as error:
@@ -51,6 +51,21 @@ def load_trajectories(
     if loaded.features != trajectory_features(own_layout):
         raise ValueError(f"The columns of {name_or_path} are not those that its {RECORD} tells of: {loaded.features}.")
     return loaded.with_format("numpy"), record, codec
+
+
+def load_task_encoder(name_or_path: str) -> TaskEncoder:
+    """Load the task encoder that was trained beside the basis of a trajectory data set that [`load_trajectories`] can
+    load. A `ValueError` says that it is missing or damaged."""
+    folder = Path(name_or_path) / TASK_ENCODER
+    if not Path(name_or_path).is_dir():
+        revision = Path(hf_hub_download(name_or_path, RECORD, repo_type="dataset")).parent.name
+        folder = _part_on_hub(name_or_path, TASK_ENCODER, revision)
+    return read_encoder(folder)
+
+
+def _part_on_hub(repo_id: str, part: str, revision: str) -> Path:
+    kept = {"repo_type": "dataset", "revision": revision, "allow_patterns": f"{part}/*"}
+    return Path(snapshot_download(repo_id, **kept)) / part
 
 
 def local_targets(trajectories: Dataset, codec: AdapterCodec) -> torch.Tensor:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..adapters.codec import AdapterCodec
 from ..adapters.layout import AdapterLayout
+from ..models.task_encoder import TaskEncoder
 from ..utils.files import read_json
 
 
@@ -40,6 +41,24 @@ def read_codec(folder: Path, layout: AdapterLayout) -> AdapterCodec:
     if codec.layout.to_dict() != layout.to_dict():
         raise ValueError(f"{folder} is of another layout than the trajectories beside it: get the whole folder again.")
     return codec
+
+
+def read_encoder(folder: Path) -> TaskEncoder:
+    """Read the task encoder that was trained beside a shared adapter.
+
+    Raises:
+        `ValueError`: when it is missing or damaged.
+    """
+    try:
+        found = TaskEncoder.from_pretrained(folder, use_safetensors=True)
+    except Exception as error:  # as with a codec
+        raise ValueError(
+            f"{folder} is no task encoder: {type(error).__name__}: {str(error).splitlines()[0]} Get it again."
+        ) from error
+    # Where it was read is nobody's business, and would be saved with it.
+    encoder = TaskEncoder.from_config({key: value for key, value in found.config.items() if key != "_name_or_path"})
+    encoder.load_state_dict(found.state_dict())
+    return encoder.eval()
 
 
 def same_basis(one: AdapterCodec, other: AdapterCodec) -> bool:

@@ -14,13 +14,14 @@ from huggingface_hub import CommitInfo, HfApi
 
 from ..adapters.codec import AdapterCodec
 from ..adapters.layout import AdapterLayout
+from ..models.task_encoder import TaskEncoder
 from ..utils.files import write_file, write_folder
 from .dataset_card import trajectory_card
 from .description import differences, read_codec, read_record, same_basis
 from .shards import check_shard
 
 
-RECORD, CARD, CODEC = "trajectories.json", "README.md", "codec"
+RECORD, CARD, CODEC, TASK_ENCODER = "trajectories.json", "README.md", "codec", "task_encoder"
 SHARD_NAME = re.compile(r"train-(\d{6})-(\d{6})\.parquet")
 
 
@@ -53,8 +54,9 @@ class TrajectoryFolder:
 
     Its files are those of a data set repository: the card `README.md`, `trajectories.json`, whose `record` tells
     how the trajectories were made, with the adapters' `layout`, the folder `codec`, in whose basis the weights are
-    written, and shards `data/train-<first task>-<last task>.parquet` with the columns `features`. A file is written
-    whole or not at all, so a collection that was stopped at any moment can be continued.
+    written, the folder `task_encoder`, which was trained beside that basis, and shards
+    `data/train-<first task>-<last task>.parquet` with the columns `features`. A file is written whole or not at all, so
+    a collection that was stopped at any moment can be continued.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -70,7 +72,7 @@ class TrajectoryFolder:
         return read_codec(self.folder / CODEC, self.layout)
 
     @classmethod
-    def create(cls, folder: Path, codec: AdapterCodec, description: dict) -> "TrajectoryFolder":
+    def create(cls, folder: Path, codec: AdapterCodec, encoder: TaskEncoder, description: dict) -> "TrajectoryFolder":
         """Make an empty data set of a codec's adapters, or open one that was made in the same way to continue it.
 
         `description` is all else that the trajectories depend on, as JSON has it: `lora_config`, `base_model`, the
@@ -96,7 +98,8 @@ class TrajectoryFolder:
         elif (folder / CARD).exists() or (folder / "data").exists():
             raise ValueError(f"{folder} holds other files and no {RECORD}: choose another folder.")
         else:
-            write_folder(folder / CODEC, lambda beside: codec.save_pretrained(beside), last=codec.config_name)
+            for name, part in ((CODEC, codec), (TASK_ENCODER, encoder)):
+                write_folder(folder / name, part.save_pretrained, last=part.config_name)
             write_file(folder / RECORD, lambda file: file.write(text.encode()))
         made = cls(folder)
         if not (folder / CARD).exists():

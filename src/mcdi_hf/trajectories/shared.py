@@ -1,15 +1,17 @@
 """The shared start: one adapter that serves every training task, learnt with a head in closed form."""
 
+import copy
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save
 
+from ..adapters.condition import see_support
 from ..adapters.head import RidgeHead
 from ..adapters.layout import AdapterLayout
 from ..adapters.stacked import StackedLora
@@ -17,6 +19,7 @@ from ..data.encoded import EncodedExamples
 from ..data.episodes import SupportBatch, task_accuracies, task_losses
 from ..data.stacks import StackSampler
 from ..data.tasks import Task
+from ..models.task_encoder import TaskEncoder
 from ..utils.files import read_tensors, write_file
 from .description import differences
 
@@ -24,6 +27,7 @@ from .description import differences
 WARMUP_STEPS, LAST_RATE = 50, 0.05  # a share of the learning rate
 WEIGHT_DECAY, MAX_GRAD_NORM = 0.01, 1.0
 SCALAR_RATE, OWN_RATE = 5, 30  # times the learning rate of the matrices, whose numbers are many and small
+ENCODER = "encoder."
 SCALARS = ("log_scale", "log_ridge", "log_ridge_shots")
 
 
@@ -70,29 +74,29 @@ def mean_accuracy(
     head: RidgeHead,
     examples: EncodedExamples,
     tasks: list[Task],
-    adapters: Callable[[list[Task]], dict[str, torch.Tensor]],
+    adapters: Callable[[list[Task], SupportBatch], dict[str, torch.Tensor]],
     tasks_at_once: int = 8,
 ) -> float:
-    """The mean accuracy on the queries of tasks under what `adapters` gives for some of them: one adapter a task, or
-    one for all, key on disk -> `(n, *shape)`."""
+    """The mean accuracy on the queries of tasks under what `adapters` gives for some of them and their support sets: one
+    adapter a task, or one for all, key on disk -> `(n, *shape)`."""
     found = []
     for first in range(0, len(tasks), tasks_at_once):
         part = tasks[first : first + tasks_at_once]
         support, query = batches_of(part, examples, stacked.device)
-        logits = stacked.episode_logits(adapters(part), head, support, query)
+        logits = stacked.episode_logits(adapters(part, support), head, support, query)
         found.append(task_accuracies(logits, query.labels))
     return torch.cat(found).mean().item()
 
 
 @dataclass
 class SharedStart:
-    """A shared adapter on its way: weights, the optimiser's moments, the best so far.
+    """A shared adapter on its way: weights, the encoder beside it, the optimiser's moments, the best so far.
 
     Adapter and head are trained on episodes together: AdamW takes a step a stack of tasks, on the mean over tasks of
-    the query's cross-entropy over log(classes), with a warm-up and a cosine. A share of the tasks is seen through the
-    coefficients z of their own source, `lora_B diag(z) lora_A`, which are learnt along; the others through z = 1. So
-    the adapter serves all tasks as it is, and its basis, which a generator writes in, holds what tells the sources
-    apart.
+    the query's cross-entropy over log(classes), with a warm-up and a cosine. Some of the tasks are seen through
+    coefficients z, `lora_B diag(z) lora_A`: those of their own source, which are learnt along, or those that a
+    [`TaskEncoder`] proposes of their support. The others are seen through z = 1. So the adapter serves all tasks as it
+    is, and its basis holds what tells tasks apart, in the way in which a generator will write it.
 
     Args:
         stacked ([`StackedLora`]): The backbone and the layout.
@@ -100,8 +104,9 @@ class SharedStart:
         sampler ([`StackSampler`]): Draws the stacks.
         sources (`list[str]`): The sources that have coefficients of their own, see [`source_of`].
         num_steps, tasks_per_step, learning_rate, seed: How it is trained; `seed` is that of the initialisation.
-        own_share (`float`, *optional*, defaults to 0.5): The share of tasks that are seen through their source's own
-            coefficients; 0 trains one adapter for all, and nothing else.
+        own_share, proposed_share (`float`, *optional*, default to 0.3): The shares of tasks that are seen through their
+            source's own coefficients, and through those that the encoder proposes. With 0 for both it is one adapter for
+            all, and nothing else.
         mixed_precision (`str`, *optional*, defaults to `"no"`): `"bf16"` runs the upper layers in bfloat16.
     """
 
@@ -113,7 +118,8 @@ class SharedStart:
     tasks_per_step: int = 8
     learning_rate: float = 1e-3
     seed: int = 0
-    own_share: float = 0.5
+    own_share: float = 0.3
+    proposed_share: float = 0.3
     mixed_precision: str = "no"
     step: int = field(default=0, init=False)
     curve: list[dict] = field(default_factory=list, init=False)
@@ -126,12 +132,18 @@ class SharedStart:
         self.norm = 1.0 if self.stacked.backbone.is_causal_lm else feature_norm(self.stacked, self.examples)
         defaults = asdict(RidgeHead())
         self.scalars = {name: torch.tensor(defaults[name], device=device, requires_grad=True) for name in SCALARS}
-        shape = len(self.sources), len(self.stacked.layout.modules), self.stacked.layout.token_dim
-        self.coefficients = torch.ones(shape, device=device, requires_grad=True)
+        layout = self.stacked.layout
+        shape = len(layout.modules), layout.token_dim
+        self.coefficients = torch.ones(len(self.sources), *shape, device=device, requires_grad=True)
+        feature_dim = layout.feature_dim + self.examples.hidden_states.shape[-1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.encoder = TaskEncoder(feature_dim, *shape).to(device)
         groups = [
             {"params": list(self.tensors.values()), "weight_decay": WEIGHT_DECAY},
             {"params": list(self.scalars.values()), "weight_decay": 0.0, "lr": SCALAR_RATE * self.learning_rate},
             {"params": [self.coefficients], "weight_decay": 0.0, "lr": OWN_RATE * self.learning_rate},
+            {"params": list(self.encoder.parameters()), "weight_decay": WEIGHT_DECAY},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
@@ -144,54 +156,90 @@ class SharedStart:
         """Take one step and return its loss."""
         tasks = self.sampler.stack(self.step, self.tasks_per_step)
         support, query = batches_of(tasks, self.examples, self.stacked.device)
-        own = torch.from_numpy(np.random.default_rng((self.seed, self.step, 6)).random(len(tasks)) < self.own_share)
+        drawn = torch.from_numpy(np.random.default_rng((self.seed, self.step, 6)).random(len(tasks)))
+        own, proposed = drawn < self.own_share, drawn >= 1 - self.proposed_share
         with self.autocast():
-            tensors = self.seen_by([task.group for task in tasks], own.to(self.stacked.device))
+            tensors = self.seen_by([task.group for task in tasks], support, own, proposed)
             logits = self.stacked.episode_logits(tensors, self.head, support, query)
         loss = (task_losses(logits, query.labels) / support.class_mask.sum(dim=1).log()).mean()
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._learnt().values(), MAX_GRAD_NORM)
+        parts = self._learnt()
+        encoder = {name: parts.pop(name) for name in [*parts] if name.startswith(ENCODER)}
+        for own_parts in (parts, encoder):
+            torch.nn.utils.clip_grad_norm_(own_parts.values(), MAX_GRAD_NORM)
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
         return loss.item()
 
-    def seen_by(self, groups: list[str], own: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The matrices that tasks of some groups are seen through, key -> `(tasks, *shape)`, or `(1, *shape)` if none
-        of them is seen through its `own` `(tasks,)` source's coefficients."""
-        if not own.any():
+    def seen_by(
+        self, groups: list[str], support: SupportBatch, own: torch.Tensor, proposed: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The matrices that tasks are seen through, key -> `(tasks, *shape)`, or `(1, *shape)` if all are seen through
+        z = 1. Those that are `own` `(tasks,)` are seen through the coefficients of their group's source, those that are
+        `proposed` through what the encoder says of their support."""
+        if not (own | proposed).any():
             return self.tensors
-        numbers = [self.sources.index(source_of(group)) for group in groups]
-        coefficients = torch.where(own[:, None, None], self.coefficients[numbers], 1.0)
+        coefficients = self.coefficients.new_ones(len(groups), *self.coefficients.shape[1:])
+        if own.any():
+            numbers = [self.sources.index(source_of(group)) if one else 0 for group, one in zip(groups, own)]
+            coefficients = torch.where(own.to(coefficients.device)[:, None, None], self.coefficients[numbers], 1.0)
+        if proposed.any():
+            rows = proposed.nonzero().flatten()
+            place = (rows.to(coefficients.device),)
+            coefficients = coefficients.index_put(place, 1 + self.proposals(support[rows]).float())
         return self.stacked.layout.scaled(self.tensors, coefficients)
 
+    def proposals(self, support: SupportBatch) -> torch.Tensor:
+        """What the encoder proposes to add to z = 1, `(tasks, num_tokens, token_dim)`. What it sees is taken as given:
+        only the encoder learns by it."""
+        tensors = {key: value.detach() for key, value in self.tensors.items()}
+        head = replace(self.head, **{name: value.detach() for name, value in self.scalars.items()})
+        seen = see_support(self.stacked, tensors, head, support)
+        return self.encoder(seen.features, seen.gradients, seen.labels, seen.class_mask).proposal
+
     def validate(self, examples: EncodedExamples, kinds: dict[str, list[Task]]) -> float:
-        """Judge the adapter on tasks of every kind, note the mean accuracies, and keep the adapter if it is the best.
-        Kinds whose tasks are all of sources with coefficients of their own are judged through these, too: what a
-        generator could gain at least."""
-        found, known = {}, {}
+        """Judge the adapter on tasks of every kind, note the mean accuracies, and keep all that is learnt if it is the
+        best: by what the encoder proposes, or without a share of that by z = 1. Kinds whose tasks are all of sources with
+        coefficients of their own are judged through these, too: what a generator could gain at least."""
+        views = {"": lambda tasks, support: self.tensors}
+        if self.own_share:
+            views[", own coefficients"] = self._all("own")
+        if self.proposed_share:
+            views[", proposed"] = self._all("proposed")
+        found = {}
         with torch.no_grad(), self.autocast():
             for kind, tasks in kinds.items():
-                place = self.stacked, self.head, examples, tasks
-                found[kind] = round(mean_accuracy(*place, lambda _: self.tensors), 4)
-                if all(source_of(task.group) in self.sources for task in tasks) and self.own_share:
-                    known[f"{kind}, own coefficients"] = round(mean_accuracy(*place, self._all_own), 4)
-        mean = sum(found.values()) / len(found)
+                known = all(source_of(task.group) in self.sources for task in tasks)
+                for view, adapters in views.items():
+                    if known or view != ", own coefficients":
+                        accuracy = mean_accuracy(self.stacked, self.head, examples, tasks, adapters)
+                        found[kind + view] = round(accuracy, 4)
+        judged = ", proposed" if self.proposed_share else ""
+        mean = sum(found[kind + judged] for kind in kinds) / len(kinds)
         if not self.best or mean > max(point["mean"] for point in self.curve):
             self.best = {name: value.detach().clone() for name, value in self._learnt().items()}
-        self.curve.append({"step": self.step, "mean": round(mean, 4), **found, **known})
+        self.curve.append({"step": self.step, "mean": round(mean, 4), **found})
         return mean
 
-    def _all_own(self, tasks: list[Task]) -> dict[str, torch.Tensor]:
-        own = torch.ones(len(tasks), dtype=torch.bool, device=self.stacked.device)
-        return self.seen_by([task.group for task in tasks], own)
+    def _all(self, way: str) -> Callable[[list[Task], SupportBatch], dict[str, torch.Tensor]]:
+        """What sees all tasks in one way: `"own"` or `"proposed"`."""
 
-    def result(self) -> tuple[dict[str, torch.Tensor], RidgeHead]:
-        """The best adapter, key -> `(1, *shape)`, and its head; the last one if it was never validated."""
+        def adapters(tasks: list[Task], support: SupportBatch) -> dict[str, torch.Tensor]:
+            chosen = {name: torch.full((len(tasks),), name == way) for name in ("own", "proposed")}
+            return self.seen_by([task.group for task in tasks], support, **chosen)
+
+        return adapters
+
+    def result(self) -> tuple[dict[str, torch.Tensor], RidgeHead, TaskEncoder]:
+        """The best adapter, key -> `(1, *shape)`, its head and its encoder; the last ones if they were never validated."""
         kept = self.best or {name: value.detach() for name, value in self._learnt().items()}
         scalars = {name: kept.get(name, value).item() for name, value in self.scalars.items()}
-        return {key: kept[key] for key in self.tensors}, RidgeHead(**scalars, feature_norm=self.norm)
+        encoder = copy.deepcopy(self.encoder).eval()
+        if self.proposed_share:
+            encoder.load_state_dict({name: kept[ENCODER + name] for name in encoder.state_dict()})
+        return {key: kept[key] for key in self.tensors}, RidgeHead(**scalars, feature_norm=self.norm), encoder
 
     def save(self, path: Path, made: dict) -> None:
         """Write all that training goes on from, and what it was made with, whole or not at all."""
@@ -227,8 +275,12 @@ class SharedStart:
         return torch.autocast(self.stacked.device.type, torch.bfloat16, enabled=self.mixed_precision == "bf16")
 
     def _learnt(self) -> dict[str, torch.Tensor]:
-        learnt = self.tensors | ({} if self.stacked.backbone.is_causal_lm else self.scalars)
-        return learnt | ({"coefficients": self.coefficients} if self.own_share else {})
+        learnt: dict[str, torch.Tensor] = self.tensors | ({} if self.stacked.backbone.is_causal_lm else self.scalars)
+        if self.own_share:
+            learnt["coefficients"] = self.coefficients
+        if self.proposed_share:
+            learnt |= {ENCODER + name: value for name, value in self.encoder.named_parameters()}
+        return learnt
 
     def _rate(self, step: int) -> float:
         cosine = (1 + math.cos(math.pi * step / self.num_steps)) / 2
@@ -242,7 +294,7 @@ def train_shared_adapter(
     checkpoint: Path | None = None,
     made: dict | None = None,
     on_step: Callable[[float], None] | None = None,
-) -> tuple[dict[str, torch.Tensor], RidgeHead]:
+) -> tuple[dict[str, torch.Tensor], RidgeHead, TaskEncoder]:
     """Train a shared start to its end, from a checkpoint if there is one.
 
     Every trajectory starts here, so that all of them lie in one basis, and it is the baseline that a generator has to
@@ -258,7 +310,7 @@ def train_shared_adapter(
         on_step (`Callable`, *optional*): Called with each step's loss.
 
     Returns:
-        The adapter, key -> `(1, *shape)`, and its [`RidgeHead`].
+        The adapter, key -> `(1, *shape)`, its [`RidgeHead`], and the [`TaskEncoder`] that was trained beside it.
 
     Raises:
         `ValueError`: when the checkpoint is damaged or was made with something else, or the loss is not finite.
