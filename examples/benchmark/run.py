@@ -41,7 +41,7 @@ from mcdi_hf import Task
 TEST_SEED = 1000  # of the test tasks; the training seed is added
 MOST_SETTINGS = 4
 NEEDED = ("family", "title", "sources", "split", "kinds", "validation_kinds")
-OPTIONAL = ("note", "generator", "pipeline", "backbone", "trajectories", "seeds", "sizes", "methods")
+OPTIONAL = ("note", "generator", "pipeline", "backbone", "trajectories", "seeds", "sizes", "methods", "control_kind")
 SPLITS = ("query_split", "validation_sources", "validation_split", "test_split", "validation_domains", "test_domains")
 KNOWN = (*NEEDED, *OPTIONAL, *SPLITS)
 PACKAGES = ("mcdi_hf", "torch", "transformers", "diffusers", "peft", "datasets", "setfit")

@@ -58,6 +58,7 @@ CONFIG = {
     "query_split": "test",
     "kinds": ["2x1", "2x2"],
     "validation_kinds": ["2x1", "2x2"],
+    "control_kind": "3x2",
     "sizes": {
         "episodes": 3,
         "slow_episodes": 2,

@@ -1,5 +1,7 @@
 """What generators are shown, and that their adapters are judged as a user gets them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from fold import Fold
@@ -8,6 +10,8 @@ from splits import Split
 from tiny import seeded
 
 from mcdi_hf import Task
+from mcdi_hf.adapters.condition import see_support
+from mcdi_hf.trajectories.dataset import load_task_encoder
 
 
 @pytest.fixture
@@ -54,6 +58,27 @@ def test_another_tasks_condition_is_the_next_ones(fold: Fold, split: Split) -> N
     own = split.support(tasks)
     assert seen.rows.equal(own.rows.roll(-1, dims=0))
     assert seen.classes == [*own.classes[1:], own.classes[0]]
+
+
+def test_another_attributes_condition_is_that_of_the_control_kind(fold: Fold, split: Split) -> None:
+    method, tasks = METHODS["Mc-Di, another attribute's condition"], split.tasks("2x1", 0, 3)
+    seen = method.seen(split, fold, tasks, split.support(tasks))
+    assert seen.rows.equal(split.support(split.tasks("3x2", 0, 3)).rows) and method.fits(fold, 0)
+    fold.config = {key: value for key, value in fold.config.items() if key != "control_kind"}
+    assert not method.fits(fold, 0)
+
+
+@torch.no_grad()
+def test_the_hypernetwork_is_what_the_encoder_proposed_before_any_diffusion(fold: Fold, split: Split) -> None:
+    method, tasks, codec = METHODS["hypernetwork"], split.tasks("2x2", 7, 18), fold.codec
+    encoder = load_task_encoder(str(fold.generator.trajectories))
+    torch.nn.init.normal_(encoder.downhill.weight, generator=seeded(1))  # two steps of training proposed nothing
+    fold.once("task encoder", lambda: encoder)
+    seen = see_support(fold.stacked, codec.shared_adapter(), codec.head, split.support(tasks))
+    made = 1 + encoder(seen.features, seen.gradients, seen.labels, seen.class_mask).proposal
+    assert (made - 1).abs().max() > 0.01
+    assert method.accuracies(split, fold, tasks, 0, None) == split.headed(codec.matrices(made), tasks)
+    assert not method.fits(SimpleNamespace(generator=SimpleNamespace(trajectories=None)), 0)
 
 
 def test_shuffled_labels_are_as_many_on_the_same_examples(fold: Fold, split: Split) -> None:

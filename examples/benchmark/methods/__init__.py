@@ -6,7 +6,16 @@ from .frozen import Frozen
 from .gradient_lora import GradientLora, LoraOnAllData, TimedLora
 from .logistic import Logistic, MeanPooledLogistic
 from .lorahub import LoraHub
-from .mcdi import Generated, NoiseCondition, OtherTask, Refined, Selected, ShuffledLabels
+from .mcdi import (
+    Generated,
+    NoiseCondition,
+    OtherAttribute,
+    OtherTask,
+    Proposed,
+    Refined,
+    Selected,
+    ShuffledLabels,
+)
 from .nearest import NearestAdapter
 from .setfit import SetFit
 from .shared_adapter import EqualShared, SharedAdapter
@@ -50,6 +59,9 @@ METHODS: dict[str, Method] = {
         LoraOnAllData(
             "LoRA on all data", "LoRA trained on what no other method may see: many more examples of the classes"
         ),
+        Proposed(
+            "hypernetwork", "what the task encoder proposes in one pass, trained with the shared start, no diffusion"
+        ),
         Generated("single level (OCD)", "Mv-Di without the inner loop of meta-training", "single level (OCD)"),
         Generated("Mv-Di", "vanilla diffusion: only the last adapter of each trajectory is a target", "Mv-Di"),
         Generated("Tw-Di", "every adapter of a trajectory is treated as if it were the last", "Tw-Di"),
@@ -59,6 +71,7 @@ METHODS: dict[str, Method] = {
         Selected("Mc-Di, chosen", "one of eight draws, their mean or what is free, by cross-validation on the shots"),
         Refined("Mc-Di, refined", "the mean of eight draws, then five gradient steps on the task's examples"),
         OtherTask("Mc-Di, another task's condition", "shown the examples of another test task"),
+        OtherAttribute("Mc-Di, another attribute's condition", "shown the examples of a task about something else"),
         ShuffledLabels("Mc-Di, shuffled labels", "shown the examples with their labels shuffled"),
         NoiseCondition("Mc-Di, a condition of noise", "shown random inputs instead of examples"),
         NOISED,

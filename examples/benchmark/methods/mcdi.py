@@ -11,8 +11,10 @@ from PIL import Image
 from splits import TASKS_AT_ONCE, Split, Tensors
 
 from mcdi_hf import MCDiPipeline, MCDiPipelineOutput, Task
+from mcdi_hf.adapters.condition import see_support
 from mcdi_hf.data.episodes import SupportBatch
 from mcdi_hf.training.validation import shuffled_labels
+from mcdi_hf.trajectories.dataset import load_task_encoder
 
 from .base import Method, SlowMethod
 
@@ -59,6 +61,27 @@ class Generated(Method):
         return pipe.decode_adapters(pipe(seen, output_type="latent", **settings).adapters, support)
 
 
+class Proposed(Generated):
+    """A hypernetwork of equal means: what the task encoder proposes, as it was trained with the shared start, before any
+    diffusion."""
+
+    needs_training = True
+
+    def fits(self, fold: Fold, seed: int) -> bool:
+        return Method.fits(self, fold, seed)
+
+    @torch.no_grad()
+    def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: Any) -> list[float]:
+        encoder = fold.once("task encoder", lambda: load_task_encoder(str(fold.generator.trajectories)))
+        shared, head, found = fold.codec.shared_adapter(), fold.codec.head, []
+        for first in range(0, len(tasks), TASKS_AT_ONCE):
+            part = tasks[first : first + TASKS_AT_ONCE]
+            seen = see_support(fold.stacked, shared, head, split.support(part))
+            made = encoder(seen.features, seen.gradients, seen.labels, seen.class_mask).proposal
+            found += split.headed(fold.codec.matrices(1 + made), part)
+        return found
+
+
 class Selected(Generated, SlowMethod):
     """One of the draws, their mean or what is free, by cross-validation on the support."""
 
@@ -87,6 +110,19 @@ class OtherTask(Generated):
 
     def seen(self, split: Split, fold: Fold, tasks: list[Task], support: SupportBatch) -> SupportBatch:
         return split.support([*tasks[1:], tasks[0]])
+
+
+class OtherAttribute(Generated):
+    """A control: the generator sees the support of a task of the experiment's `control_kind`, which is of something
+    else."""
+
+    group = "controls"
+
+    def fits(self, fold: Fold, seed: int) -> bool:
+        return "control_kind" in fold.config and super().fits(fold, seed)
+
+    def seen(self, split: Split, fold: Fold, tasks: list[Task], support: SupportBatch) -> SupportBatch:
+        return split.support(split.tasks(fold.config["control_kind"], 0, len(tasks)))
 
 
 class ShuffledLabels(Generated):
