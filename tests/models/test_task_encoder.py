@@ -15,8 +15,8 @@ LABELS = torch.tensor([[0, 0, 0, 1, 2, 2], [0, 1, 1, 1, 2, 2]])
 @pytest.fixture
 def encoder() -> TaskEncoder:
     torch.manual_seed(0)
-    encoder = TaskEncoder(FEATURE_DIM, NUM_TOKENS, TOKEN_DIM, DIM, num_directions=6).eval()
-    for parameter in (*encoder.propose.parameters(), *encoder.downhill.parameters()):  # zeros would hide them
+    encoder = TaskEncoder(FEATURE_DIM, NUM_TOKENS, TOKEN_DIM, DIM, num_directions=6, num_prototypes=4).eval()
+    for parameter in (*encoder.propose.parameters(), *encoder.downhill.parameters(), encoder.prototypes):  # no zeros
         torch.nn.init.normal_(parameter, std=0.3)
     return encoder
 
@@ -100,6 +100,15 @@ def test_nothing_is_proposed_before_any_training(inputs: dict[str, torch.Tensor]
 
 
 @torch.no_grad()
+def test_a_task_that_is_like_a_prototype_is_proposed_it(encoder: TaskEncoder, inputs: dict[str, torch.Tensor]) -> None:
+    before = encoder(**inputs)
+    recalled = before.prototype_logits.softmax(dim=1) @ encoder.prototypes.flatten(1)
+    correction = before.proposal - recalled.view_as(before.proposal)
+    encoder.recall[-1].bias[2] = 1e4
+    assert_close(encoder(**inputs).proposal, encoder.prototypes[2] + correction)
+
+
+@torch.no_grad()
 def test_proposals_are_rescaled_number_by_number(encoder: TaskEncoder, inputs: dict[str, torch.Tensor]) -> None:
     factors = torch.linspace(0, 3, NUM_TOKENS * TOKEN_DIM).view(NUM_TOKENS, TOKEN_DIM)
     plain = encoder(**inputs).proposal
@@ -117,7 +126,7 @@ def test_a_direction_without_variance_drowns_no_other(encoder: TaskEncoder, inpu
 def test_saved_and_loaded(encoder: TaskEncoder, inputs: dict[str, torch.Tensor], tmp_path: Path) -> None:
     encoder.save_pretrained(tmp_path)
     loaded = TaskEncoder.from_pretrained(tmp_path)
-    class_tokens, task_token, proposal = encoder(**inputs, return_dict=False)
+    class_tokens, task_token, proposal, _ = encoder(**inputs, return_dict=False)
     found = loaded(**inputs)
     assert found.class_tokens.equal(class_tokens) and found.task_token.equal(task_token)
     assert found.proposal.equal(proposal)

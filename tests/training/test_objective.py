@@ -30,8 +30,9 @@ def make_model(codec: AdapterCodec) -> ConditionalDenoiser:
     """A real network; the zeros that it starts from would hide most of it."""
     torch.manual_seed(0)
     denoiser = MCDiDenoiser.from_layout(codec.layout, cond_dim=DIM, dim=DIM, num_layers=2, num_heads=2)
-    model = ConditionalDenoiser(TaskEncoder(FEATURE_DIM, *codec.filled.shape, DIM, num_directions=8), denoiser)
-    for parameter in (*denoiser.parameters(), *model.task_encoder.propose.parameters()):
+    encoder = TaskEncoder(FEATURE_DIM, *codec.filled.shape, DIM, num_directions=8, num_prototypes=3)
+    model = ConditionalDenoiser(encoder, denoiser)
+    for parameter in (*denoiser.parameters(), *encoder.propose.parameters(), encoder.prototypes):
         torch.nn.init.normal_(parameter, std=0.2)
     return model
 

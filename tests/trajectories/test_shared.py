@@ -50,8 +50,8 @@ def test_without_shares_there_is_one_adapter_and_nothing_else() -> None:
     start = make(own_share=0.0, proposed_share=0.0)
     for _ in range(3):
         start.train_step()
-    assert (start.coefficients == 1).all()
-    assert start.proposals(support_of(start)[0]).eq(0).all()
+    assert (start.encoder.prototypes == 0).all()
+    assert start.read(support_of(start)[0], torch.ones(4, dtype=torch.bool)).proposal.eq(0).all()
     start.validate(*held_out(start))
     assert start.curve[0].keys() == {"step", "mean", "2x2"}
 
@@ -67,15 +67,16 @@ def test_a_language_model_learns_no_head() -> None:
 def test_every_task_is_seen_in_its_way() -> None:
     start = make()
     with torch.no_grad():
-        start.coefficients[1] = 2.0
-        start.encoder.downhill.bias.fill_(3.0)
+        start.encoder.prototypes[1] = 1.0
+        start.encoder.recall[-1].bias.copy_(torch.tensor([-99.0, 99.0, -99.0]))  # all are like the second source
+        start.encoder.downhill.bias.fill_(2.0)
     support, no = support_of(start)[0], torch.zeros(4, dtype=torch.bool)
     own, proposed = torch.tensor([True, True, False, False]), torch.tensor([False, False, False, True])
-    seen = start.seen_by(["north", "south", "south", "south"], support, own, proposed)
+    seen = start.seen_by([0, 1, 1, 1], own, proposed, start.read(support, proposed))
     for key, value in seen.items():
         factors = torch.tensor([1.0, 2.0, 1.0, 4.0] if "lora_A" in key else [1.0] * 4)
         assert value.equal(factors[:, None, None] * start.tensors[key])
-    assert start.seen_by(["north"] * 4, support, no, no) is start.tensors
+    assert start.seen_by([0] * 4, no, no, None) is start.tensors
 
 
 def test_a_task_is_proposed_the_same_whoever_else_is_in_the_stack() -> None:
@@ -83,14 +84,25 @@ def test_a_task_is_proposed_the_same_whoever_else_is_in_the_stack() -> None:
     for _ in range(20):
         start.train_step()
     support = support_of(start)[0]
-    together = start.proposals(support)
-    assert together.std(dim=0).max() > 1e-3
-    torch.testing.assert_close(start.proposals(support[2:3]), together[2:3], rtol=1e-3, atol=1e-4)
+    together, alone = (start.read(support, torch.tensor(rows)) for rows in ([True] * 4, [False, False, True, False]))
+    assert together.proposal.std(dim=0).max() > 1e-3
+    torch.testing.assert_close(alone.proposal, together.proposal[2:3], rtol=1e-3, atol=1e-4)
+
+
+def test_the_encoder_learns_to_tell_sources() -> None:
+    start = make(num_steps=200)
+    for _ in range(200):
+        start.train_step()
+    tasks = start.sampler.stack(1000, 40)
+    support = batches_of(tasks, start.examples, torch.device("cpu"))[0]
+    found = start.read(support, torch.ones(len(tasks), dtype=torch.bool)).prototype_logits.argmax(dim=1)
+    right = [start.sources[number] == task.group for number, task in zip(found, tasks)]
+    assert np.mean(right) > 0.7  # 1/3 by chance
 
 
 def test_the_basis_learns_through_proposals_and_not_through_what_they_are_made_of() -> None:
     start = make(own_share=0.0, proposed_share=1.0)
-    start.proposals(support_of(start)[0]).sum().backward()
+    start.read(support_of(start)[0], torch.ones(4, dtype=torch.bool)).proposal.sum().backward()
     assert all(value.grad is None for value in start.tensors.values())
     start.train_step()
     assert all(value.grad.any() for key, value in start.tensors.items() if "lora_B" in key)

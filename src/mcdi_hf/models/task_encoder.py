@@ -19,11 +19,13 @@ class TaskEncoderOutput(BaseOutput):
         class_tokens (`torch.Tensor` of shape `(tasks, classes, dim)`): One token a class, zero for padding.
         task_token (`torch.Tensor` of shape `(tasks, dim)`): One token for the task.
         proposal (`torch.Tensor` of shape `(tasks, num_tokens, token_dim)`): A first guess of the adapter's tokens.
+        prototype_logits (`torch.Tensor` of shape `(tasks, num_prototypes)`): Which of the prototypes the task is like.
     """
 
     class_tokens: torch.Tensor
     task_token: torch.Tensor
     proposal: torch.Tensor
+    prototype_logits: torch.Tensor
 
 
 class TaskEncoder(ModelMixin, ConfigMixin):
@@ -31,19 +33,28 @@ class TaskEncoder(ModelMixin, ConfigMixin):
 
     The task's token is made of statistics that say which directions tell the classes apart: along `num_directions`
     learnt directions the variance between class means, that within classes, and the mean; and of what examples and
-    class means have in common. The proposal is made of it and of the gradient of the support's loss (Grad2Task, Wang et
-    al. 2021), which also has a linear way of its own: a learnt step downhill. It is zero before any training.
+    class means have in common. With it and the gradient of the support's loss (Grad2Task, Wang et al. 2021) it is said which
+    of the prototypes, adapters of training sources, the task is like. The proposal is their mean, so weighted, and a
+    correction made of the same, in which the gradient has a linear way of its own: a learnt step downhill. It is zero
+    before any training.
 
     Args:
         feature_dim (`int`): Width of what is seen of an example, see [`see_support`].
         num_tokens, token_dim (`int`): The number and the width of an adapter's tokens.
         dim (`int`, *optional*, defaults to 256): Width of the tokens that are made.
         num_directions (`int`, *optional*, defaults to 192): How many directions are learnt.
+        num_prototypes (`int`, *optional*, defaults to 1): How many prototypes there are.
     """
 
     @register_to_config
     def __init__(
-        self, feature_dim: int, num_tokens: int, token_dim: int, dim: int = 256, num_directions: int = 192
+        self,
+        feature_dim: int,
+        num_tokens: int,
+        token_dim: int,
+        dim: int = 256,
+        num_directions: int = 192,
+        num_prototypes: int = 1,
     ) -> None:
         super().__init__()
         numbers = num_tokens * token_dim
@@ -54,6 +65,8 @@ class TaskEncoder(ModelMixin, ConfigMixin):
         self.gradient = nn.Linear(numbers, dim)
         self.propose = nn.Sequential(nn.Linear(2 * dim + 1, 2 * dim), nn.GELU(), _mlp(2 * dim, 2 * dim, numbers))
         self.downhill = nn.Linear(numbers, numbers)
+        self.recall = _mlp(2 * dim + 1, 2 * dim, num_prototypes)
+        self.prototypes = nn.Parameter(torch.zeros(num_prototypes, num_tokens, token_dim))
         for layer in (self.propose[-1][-1], self.downhill):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -64,6 +77,7 @@ class TaskEncoder(ModelMixin, ConfigMixin):
         for layer in (self.propose[-1][-1], self.downhill):
             layer.weight.mul_(factors.reshape(-1, 1))
             layer.bias.mul_(factors.flatten())
+        self.prototypes.mul_(factors)
 
     def forward(
         self,
@@ -72,7 +86,7 @@ class TaskEncoder(ModelMixin, ConfigMixin):
         labels: torch.Tensor,
         class_mask: torch.Tensor,
         return_dict: bool = True,
-    ) -> TaskEncoderOutput | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> TaskEncoderOutput | tuple[torch.Tensor, ...]:
         """Encode what [`see_support`] makes of support sets.
 
         Args:
@@ -105,10 +119,11 @@ class TaskEncoder(ModelMixin, ConfigMixin):
         norm = flat.norm(dim=1, keepdim=True).clamp(min=1e-8)
         flat = flat / norm * flat.shape[1] ** 0.5
         known = torch.cat([task_token, self.gradient(flat), norm.log()], dim=-1)
-        proposal = (self.propose(known) + self.downhill(flat)).view_as(gradients)
-        if not return_dict:
-            return class_tokens, task_token, proposal
-        return TaskEncoderOutput(class_tokens=class_tokens, task_token=task_token, proposal=proposal)
+        prototype_logits = self.recall(known)
+        recalled = prototype_logits.softmax(dim=-1) @ self.prototypes.flatten(1)
+        proposal = (recalled + self.propose(known) + self.downhill(flat)).view_as(gradients)
+        found = class_tokens, task_token, proposal, prototype_logits
+        return TaskEncoderOutput(*found) if return_dict else found
 
 
 def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:

@@ -45,7 +45,7 @@ class ConditionalDenoiser(nn.Module):
     def forward(self, sample: torch.Tensor, timesteps: torch.Tensor, support: SupportBatch) -> torch.Tensor:
         """The denoiser's output for noised tokens `(rows, tokens, token_dim)` at timesteps `(rows,)`."""
         seen = self.task_encoder(support.features, support.gradients, support.labels, support.class_mask)
-        return self.denoiser(sample, timesteps, *seen.to_tuple(), support.class_mask).sample
+        return self.denoiser(sample, timesteps, *seen.to_tuple()[:3], support.class_mask).sample
 
 
 def local_consistency_loss(

@@ -19,9 +19,9 @@ from .arguments import MCDiTrainingArguments
 
 
 class TrainingData:
-    """The trajectories, their codec and the task encoder beside it; a table of training examples and a sampler of fresh tasks of it; a table of
-    held-out examples and the validation tasks of each kind. `sources` say where the trajectories' data sets are now; a
-    `backbone` that is not given is loaded by its name."""
+    """The trajectories, their codec and the task encoder beside it; a table of training examples and a sampler of fresh
+    tasks of it; a table of held-out examples and the validation tasks of each kind. `sources` say where the trajectories'
+    data sets are now; a `backbone` that is not given is loaded by its name."""
 
     def __init__(
         self,

@@ -57,7 +57,7 @@ class TrajectoryArguments:
     shared_steps: int = HfArg(default=1000, help="steps of the shared start")
     tasks_per_step: int = HfArg(default=8, help="tasks of a step, in one stack")
     own_share: float = HfArg(default=0.3, help="of its tasks that are seen through their source's own coefficients")
-    proposed_share: float = HfArg(default=0.3, help="of its tasks that are seen through what a task encoder proposes")
+    proposed_share: float = HfArg(default=0.7, help="of its tasks that are seen through what a task encoder proposes")
     shared_learning_rate: float = HfArg(default=1e-3, help="AdamW's, for the shared start")
     validation_domains: list[str] | None = HfArg(
         default=None, help="held-out domains to choose the shared start on; None: its last step is taken"

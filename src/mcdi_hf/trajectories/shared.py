@@ -19,7 +19,7 @@ from ..data.encoded import EncodedExamples
 from ..data.episodes import SupportBatch, task_accuracies, task_losses
 from ..data.stacks import StackSampler
 from ..data.tasks import Task
-from ..models.task_encoder import TaskEncoder
+from ..models.task_encoder import TaskEncoder, TaskEncoderOutput
 from ..utils.files import read_tensors, write_file
 from .description import differences
 
@@ -27,6 +27,7 @@ from .description import differences
 WARMUP_STEPS, LAST_RATE = 50, 0.05  # a share of the learning rate
 WEIGHT_DECAY, MAX_GRAD_NORM = 0.01, 1.0
 SCALAR_RATE, OWN_RATE = 5, 30  # times the learning rate of the matrices, whose numbers are many and small
+RECALL_WEIGHT = 0.3  # of the encoder's cross-entropy over the sources
 ENCODER = "encoder."
 SCALARS = ("log_scale", "log_ridge", "log_ridge_shots")
 
@@ -94,9 +95,10 @@ class SharedStart:
 
     Adapter and head are trained on episodes together: AdamW takes a step a stack of tasks, on the mean over tasks of
     the query's cross-entropy over log(classes), with a warm-up and a cosine. Some of the tasks are seen through
-    coefficients z, `lora_B diag(z) lora_A`: those of their own source, which are learnt along, or those that a
-    [`TaskEncoder`] proposes of their support. The others are seen through z = 1. So the adapter serves all tasks as it
-    is, and its basis holds what tells tasks apart, in the way in which a generator will write it.
+    coefficients z, `lora_B diag(z) lora_A`: those of their own source, which are learnt along as a prototype of the
+    [`TaskEncoder`], or those that the encoder proposes of their support, for which it also learns to tell which source
+    they are of. The others are seen through z = 1. So the adapter serves all tasks as it is, and its basis holds what
+    tells tasks apart, in the way in which a generator will write it.
 
     Args:
         stacked ([`StackedLora`]): The backbone and the layout.
@@ -104,9 +106,10 @@ class SharedStart:
         sampler ([`StackSampler`]): Draws the stacks.
         sources (`list[str]`): The sources that have coefficients of their own, see [`source_of`].
         num_steps, tasks_per_step, learning_rate, seed: How it is trained; `seed` is that of the initialisation.
-        own_share, proposed_share (`float`, *optional*, default to 0.3): The shares of tasks that are seen through their
-            source's own coefficients, and through those that the encoder proposes. With 0 for both it is one adapter for
-            all, and nothing else.
+        own_share (`float`, *optional*, defaults to 0.3): The share of tasks that are seen through their source's own
+            coefficients.
+        proposed_share (`float`, *optional*, defaults to 0.7): The share of those that are seen through what the encoder
+            proposes. With 0 for both it is one adapter for all, and nothing else.
         mixed_precision (`str`, *optional*, defaults to `"no"`): `"bf16"` runs the upper layers in bfloat16.
     """
 
@@ -119,7 +122,7 @@ class SharedStart:
     learning_rate: float = 1e-3
     seed: int = 0
     own_share: float = 0.3
-    proposed_share: float = 0.3
+    proposed_share: float = 0.7
     mixed_precision: str = "no"
     step: int = field(default=0, init=False)
     curve: list[dict] = field(default_factory=list, init=False)
@@ -134,16 +137,17 @@ class SharedStart:
         self.scalars = {name: torch.tensor(defaults[name], device=device, requires_grad=True) for name in SCALARS}
         layout = self.stacked.layout
         shape = len(layout.modules), layout.token_dim
-        self.coefficients = torch.ones(len(self.sources), *shape, device=device, requires_grad=True)
         feature_dim = layout.feature_dim + self.examples.hidden_states.shape[-1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.encoder = TaskEncoder(feature_dim, *shape).to(device)
+            self.encoder = TaskEncoder(feature_dim, *shape, num_prototypes=max(1, len(self.sources))).to(device)
+        parts = dict(self.encoder.named_parameters())
+        prototypes = [parts.pop("prototypes")]
         groups = [
             {"params": list(self.tensors.values()), "weight_decay": WEIGHT_DECAY},
             {"params": list(self.scalars.values()), "weight_decay": 0.0, "lr": SCALAR_RATE * self.learning_rate},
-            {"params": [self.coefficients], "weight_decay": 0.0, "lr": OWN_RATE * self.learning_rate},
-            {"params": list(self.encoder.parameters()), "weight_decay": WEIGHT_DECAY},
+            {"params": prototypes, "weight_decay": 0.0, "lr": OWN_RATE * self.learning_rate},
+            {"params": list(parts.values()), "weight_decay": WEIGHT_DECAY},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
@@ -159,11 +163,17 @@ class SharedStart:
         drawn = torch.from_numpy(np.random.default_rng((self.seed, self.step, 6)).random(len(tasks)))
         own, proposed = drawn < self.own_share, drawn >= 1 - self.proposed_share
         with self.autocast():
-            tensors = self.seen_by([task.group for task in tasks], support, own, proposed)
-            logits = self.stacked.episode_logits(tensors, self.head, support, query)
+            read = self.read(support, proposed)
+            numbers = [self.sources.index(source_of(task.group)) if self.sources else 0 for task in tasks]
+            logits = self.stacked.episode_logits(self.seen_by(numbers, own, proposed, read), self.head, support, query)
         loss = (task_losses(logits, query.labels) / support.class_mask.sum(dim=1).log()).mean()
+        total = loss
+        if read is not None:
+            wanted = torch.tensor(numbers, device=loss.device)[proposed.to(loss.device)]
+            recalled = torch.nn.functional.cross_entropy(read.prototype_logits.float(), wanted)
+            total = loss + RECALL_WEIGHT * recalled
         self.optimizer.zero_grad()
-        loss.backward()
+        total.backward()
         parts = self._learnt()
         encoder = {name: parts.pop(name) for name in [*parts] if name.startswith(ENCODER)}
         for own_parts in (parts, encoder):
@@ -173,31 +183,30 @@ class SharedStart:
         self.step += 1
         return loss.item()
 
-    def seen_by(
-        self, groups: list[str], support: SupportBatch, own: torch.Tensor, proposed: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """The matrices that tasks are seen through, key -> `(tasks, *shape)`, or `(1, *shape)` if all are seen through
-        z = 1. Those that are `own` `(tasks,)` are seen through the coefficients of their group's source, those that are
-        `proposed` through what the encoder says of their support."""
-        if not (own | proposed).any():
-            return self.tensors
-        coefficients = self.coefficients.new_ones(len(groups), *self.coefficients.shape[1:])
-        if own.any():
-            numbers = [self.sources.index(source_of(group)) if one else 0 for group, one in zip(groups, own)]
-            coefficients = torch.where(own.to(coefficients.device)[:, None, None], self.coefficients[numbers], 1.0)
-        if proposed.any():
-            rows = proposed.nonzero().flatten()
-            place = (rows.to(coefficients.device),)
-            coefficients = coefficients.index_put(place, 1 + self.proposals(support[rows]).float())
-        return self.stacked.layout.scaled(self.tensors, coefficients)
-
-    def proposals(self, support: SupportBatch) -> torch.Tensor:
-        """What the encoder proposes to add to z = 1, `(tasks, num_tokens, token_dim)`. What it sees is taken as given:
-        only the encoder learns by it."""
+    def read(self, support: SupportBatch, proposed: torch.Tensor) -> TaskEncoderOutput | None:
+        """What the encoder says of the tasks that are `proposed` `(tasks,)`, if any. What it sees is taken as given: only
+        the encoder learns by it."""
+        if not proposed.any():
+            return None
         tensors = {key: value.detach() for key, value in self.tensors.items()}
         head = replace(self.head, **{name: value.detach() for name, value in self.scalars.items()})
-        seen = see_support(self.stacked, tensors, head, support)
-        return self.encoder(seen.features, seen.gradients, seen.labels, seen.class_mask).proposal
+        seen = see_support(self.stacked, tensors, head, support[proposed.nonzero().flatten()])
+        return self.encoder(seen.features, seen.gradients, seen.labels, seen.class_mask)
+
+    def seen_by(
+        self, numbers: list[int], own: torch.Tensor, proposed: torch.Tensor, read: TaskEncoderOutput | None
+    ) -> dict[str, torch.Tensor]:
+        """The matrices that tasks are seen through, key -> `(tasks, *shape)`, or `(1, *shape)` if all are seen through
+        z = 1. Those that are `own` `(tasks,)` are seen through the coefficients of the source of their number, those that
+        are `proposed` through what was `read` of their support."""
+        if not (own | proposed).any():
+            return self.tensors
+        prototypes = self.encoder.prototypes
+        own, proposed = (mask.to(prototypes.device) for mask in (own, proposed))
+        coefficients = torch.where(own[:, None, None], 1 + prototypes[numbers], 1.0)
+        if read is not None:
+            coefficients = coefficients.index_put((proposed,), 1 + read.proposal.float())
+        return self.stacked.layout.scaled(self.tensors, coefficients)
 
     def validate(self, examples: EncodedExamples, kinds: dict[str, list[Task]]) -> float:
         """Judge the adapter on tasks of every kind, note the mean accuracies, and keep all that is learnt if it is the
@@ -227,8 +236,9 @@ class SharedStart:
         """What sees all tasks in one way: `"own"` or `"proposed"`."""
 
         def adapters(tasks: list[Task], support: SupportBatch) -> dict[str, torch.Tensor]:
-            chosen = {name: torch.full((len(tasks),), name == way) for name in ("own", "proposed")}
-            return self.seen_by([task.group for task in tasks], support, **chosen)
+            own, proposed = (torch.full((len(tasks),), name == way) for name in ("own", "proposed"))
+            numbers = [self.sources.index(source_of(task.group)) if way == "own" else 0 for task in tasks]
+            return self.seen_by(numbers, own, proposed, self.read(support, proposed))
 
         return adapters
 
@@ -237,7 +247,7 @@ class SharedStart:
         kept = self.best or {name: value.detach() for name, value in self._learnt().items()}
         scalars = {name: kept.get(name, value).item() for name, value in self.scalars.items()}
         encoder = copy.deepcopy(self.encoder).eval()
-        if self.proposed_share:
+        if self.own_share or self.proposed_share:
             encoder.load_state_dict({name: kept[ENCODER + name] for name in encoder.state_dict()})
         return {key: kept[key] for key in self.tensors}, RidgeHead(**scalars, feature_norm=self.norm), encoder
 
@@ -276,9 +286,7 @@ class SharedStart:
 
     def _learnt(self) -> dict[str, torch.Tensor]:
         learnt: dict[str, torch.Tensor] = self.tensors | ({} if self.stacked.backbone.is_causal_lm else self.scalars)
-        if self.own_share:
-            learnt["coefficients"] = self.coefficients
-        if self.proposed_share:
+        if self.own_share or self.proposed_share:
             learnt |= {ENCODER + name: value for name, value in self.encoder.named_parameters()}
         return learnt
 
