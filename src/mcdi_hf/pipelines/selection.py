@@ -77,9 +77,8 @@ class Selector:
                     kept, held_out = folds.kept[members], folds.held_out[members]
                     logits = self._held_out_logits(own, kept, self._options(of_folds[members]))
                     right, losses = held_out_scores(logits, held_out)
-                    best = choose(right, losses)
-                    shares = (right / (held_out >= 0).sum()).tolist()
-                    details["support_accuracies"] = dict(zip(names, shares))
+                    best = choose(right, losses, best)
+                    details["support_accuracies"] = dict(zip(names, right.float().mean(dim=1).tolist()))
                     details["support_losses"] = dict(zip(names, losses.tolist()))
                 tensors = self.codec.complete(self.codec.matrices(options[0, [best]]), own, self.stacked)
                 check_finite(tensors, first + task)
@@ -122,8 +121,8 @@ class Selector:
 
 
 def held_out_scores(logits: torch.Tensor, held_out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How well options judge held-out examples: the number of right answers, and the mean cross-entropy at the
-    temperature that suits each option best, so that none is worse for being sharper: `(options,)` each.
+    """How well options judge held-out examples: which they answer rightly, `(options, held out)`, and the mean
+    cross-entropy at the temperature that suits each option best, so that none is worse for being sharper: `(options,)`.
 
     Args:
         logits (`torch.Tensor` of shape `(options, folds, examples, classes)`): Minus infinity for padding classes.
@@ -131,13 +130,28 @@ def held_out_scores(logits: torch.Tensor, held_out: torch.Tensor) -> tuple[torch
     """
     asked = held_out >= 0
     picked, truth = logits[:, asked], held_out[asked]
-    right = (picked.argmax(dim=-1) == truth).sum(dim=1)
+    right = picked.argmax(dim=-1) == truth
     scaled = picked / TEMPERATURES.to(picked).view(-1, 1, 1, 1)
     truth = truth.expand(scaled.shape[:-1])
     losses = torch.nn.functional.cross_entropy(scaled.flatten(0, 2), truth.flatten(), reduction="none")
     return right, losses.unflatten(0, truth.shape).mean(dim=2).min(dim=0).values
 
 
-def choose(right: torch.Tensor, losses: torch.Tensor) -> int:
-    """The option of the most right answers, and of the least loss among those that have as many."""
-    return int(torch.where(right == right.max(), losses, torch.inf).argmin())
+def choose(right: torch.Tensor, losses: torch.Tensor, preferred: int) -> int:
+    """The `preferred` option, unless others answer rightly more often by more than a standard error: then that of the most
+    right answers, and of the least loss among those that have as many.
+
+    On the few examples of a support set the best of several options is mostly the luckiest. Two options differ by chance by
+    the square root of the number of examples on which they differ.
+
+    Args:
+        right (`torch.Tensor` of shape `(options, held out)`): Whether each option answers each held-out example rightly.
+        losses (`torch.Tensor` of shape `(options,)`): The mean loss of each.
+        preferred (`int`): The number of one of them.
+    """
+    gain = right.sum(dim=1) - right[preferred].sum()
+    chance = (right != right[preferred]).sum(dim=1).sqrt()
+    if not (gain > chance).any():
+        return preferred
+    most = torch.where(gain > chance, gain, -1)
+    return int(torch.where(most == most.max(), losses, torch.inf).argmin())
