@@ -125,7 +125,8 @@ class Experiment:
         timed = {
             name: (method, setting_of(sealed, name, shots, own))
             for name, method in self._fitting(fold, seed).items()
-            if method.episodes(self.sizes, task)
+            if method.group != "controls"
+            and method.episodes(self.sizes, task)  # they take the time of what they control
         }
         sealed.choose("times", lambda: seconds_to_adapter(split, fold, timed, task, seed))
 
