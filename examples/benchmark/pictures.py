@@ -18,6 +18,7 @@ BLUE, GREEN, VERMILION, ORANGE, PURPLE, GREY = "#0072B2", "#009E73", "#D55E00", 
 LOOKS = {
     "frozen + closed-form head": (GREY, "o"),
     "frozen + logistic regression": (GREY, "X"),
+    "frozen, mean-pooled + logistic regression": (GREY, "P"),
     "shared adapter": (GREEN, "s"),
     "equal shared adapter": (GREEN, "D"),
     "nearest training adapter": (GREEN, "^"),
@@ -25,6 +26,7 @@ LOOKS = {
     "gradient LoRA, equal shots": (VERMILION, "s"),
     "gradient LoRA, equal time": (VERMILION, "D"),
     "SetFit": (PURPLE, "p"),
+    "hypernetwork": (BLUE, "o"),
     "Mc-Di, one draw": (BLUE, "d"),
     MAIN.name: (BLUE, "*"),
 }
@@ -60,5 +62,5 @@ def time_picture(experiments: list[dict]) -> Figure:
         place.grid(alpha=0.25)
         place.tick_params(labelbottom=True)
     figure.supylabel(f"points above {MAIN.name} on the same tasks\n(bars: {100 * LEVEL:g} % interval)")
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, 2 * columns), frameon=False)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, frameon=False)
     return figure

@@ -65,7 +65,8 @@ def test_tasks_are_refined_apart(bert: MCDiPipeline, batch_size: int) -> None:
         alone = bert(task, generator=seeded(seed), **settings)
         (expected,) = bert.refine(alone, num_steps=4).adapters
         assert both[seed].labels == expected.labels and both[seed].details == expected.details
-        assert distance(both[seed].tensors, expected.tensors, alone.adapters[0].tensors) < 2e-3
+        # Adam makes whole steps of gradients that are rounding alone; a task that saw another would be at 1
+        assert distance(both[seed].tensors, expected.tensors, alone.adapters[0].tensors) < 0.1
 
 
 def test_what_was_selected_is_refined(bert: MCDiPipeline) -> None:

@@ -125,7 +125,7 @@ def test_heads_are_made_of_all_views_of_the_support() -> None:
     batch = pipe(pipe.encode_support(tasks), generator=[seeded(0), seeded(1)]).adapters
     for seed, task in enumerate(tasks):
         (alone,) = pipe(task, generator=seeded(seed)).adapters
-        assert_close(batch[seed].tensors, alone.tensors)
+        torch.testing.assert_close(batch[seed].tensors, alone.tensors, rtol=1e-3, atol=1e-3)
         own = {key: value.unsqueeze(0) for key, value in alone.tensors.items()}
         views = augmented_views([image for group in task.values() for image in group], 3)
         features = pipe.stacked.features_of_all(own, pipe.stacked.encode(views))[None]
