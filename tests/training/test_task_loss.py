@@ -94,7 +94,7 @@ def test_generated_adapters_are_judged_as_peft_would(setting: Setting) -> None:
     noise = torch.randn(setting.codec.filled.shape, generator=generators([task])[0])
     with torch.no_grad():
         seen = model.task_encoder(support.features, support.gradients, support.labels, support.class_mask)
-        tokens = model.denoiser(noise[None], 19, *seen.to_tuple()[:3]).sample
+        tokens = model.denoiser(noise[None], 19, seen.class_tokens, seen.task_token, seen.proposal).sample
     tensors = setting.codec.matrices(setting.codec.coefficients(tokens))
     blank = {key: torch.zeros(1, *shape) for key, shape in setting.codec.layout.shapes(len(task.classes)).items()}
     peft_model = in_peft(setting.backbone, setting.config, blank | tensors, 0)

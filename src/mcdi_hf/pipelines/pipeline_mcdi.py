@@ -210,7 +210,8 @@ class MCDiPipeline(DiffusionPipeline):
                 seen = batch.features.to(self.denoiser.dtype), batch.gradients.to(self.denoiser.dtype)
                 task = self.task_encoder(*seen, batch.labels, batch.class_mask)
                 rows = torch.arange(len(batch), device=batch.labels.device).repeat_interleave(num_candidates)
-                condition = [tokens[rows] for tokens in (*task.to_tuple()[:3], batch.class_mask)]
+                known = task.class_tokens, task.task_token, task.proposal, batch.class_mask
+                condition = [tokens[rows] for tokens in known]
 
                 # 4. Prepare latents
                 streams = [one for one in generators[part] for _ in range(num_candidates)]

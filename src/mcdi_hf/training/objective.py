@@ -45,7 +45,8 @@ class ConditionalDenoiser(nn.Module):
     def forward(self, sample: torch.Tensor, timesteps: torch.Tensor, support: SupportBatch) -> torch.Tensor:
         """The denoiser's output for noised tokens `(rows, tokens, token_dim)` at timesteps `(rows,)`."""
         seen = self.task_encoder(support.features, support.gradients, support.labels, support.class_mask)
-        return self.denoiser(sample, timesteps, *seen.to_tuple()[:3], support.class_mask).sample
+        known = seen.class_tokens, seen.task_token, seen.proposal
+        return self.denoiser(sample, timesteps, *known, support.class_mask).sample
 
 
 def local_consistency_loss(
