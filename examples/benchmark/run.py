@@ -122,11 +122,10 @@ class Experiment:
         shots = shots_of(self.config["kinds"][0])
         kind = next(kind for kind in self.config["validation_kinds"] if shots_of(kind) == shots)
         task = split.tasks(kind, VALIDATION_SEED, 1)[0]
-        timed = {
+        timed = {  # a control takes the time of what it controls
             name: (method, setting_of(sealed, name, shots, own))
             for name, method in self._fitting(fold, seed).items()
-            if method.group != "controls"
-            and method.episodes(self.sizes, task)  # they take the time of what they control
+            if method.group != "controls" and method.episodes(self.sizes, task)
         }
         sealed.choose("times", lambda: seconds_to_adapter(split, fold, timed, task, seed))
 

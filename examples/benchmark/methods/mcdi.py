@@ -61,14 +61,12 @@ class Generated(Method):
         return pipe.decode_adapters(pipe(seen, output_type="latent", **settings).adapters, support)
 
 
-class Proposed(Generated):
+class Proposed(Method):
     """A hypernetwork of equal means: what the task encoder proposes, as it was trained with the shared start, before any
     diffusion."""
 
+    group = "generated"
     needs_training = True
-
-    def fits(self, fold: Fold, seed: int) -> bool:
-        return Method.fits(self, fold, seed)
 
     @torch.no_grad()
     def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: Any) -> list[float]:

@@ -37,6 +37,7 @@ class TrajectoryBatches:
         self.targets = data.codec.encode(data.targets.to(data.stacked.device))
         self.batch_size = batch_size
         self.conditions: list[SupportBatch] = []
+        shared = data.codec.shared_adapter()
         for number, (names, support) in enumerate(zip(classes, supports)):
             random = np.random.default_rng((seed, number, 5))
             tasks = [_condition(names, support, ways, shots, random) for _ in range(num_conditions)]
@@ -45,7 +46,7 @@ class TrajectoryBatches:
             parts = [
                 batch[first : first + CONDITIONS_AT_ONCE] for first in range(0, num_conditions, CONDITIONS_AT_ONCE)
             ]
-            seen = [see_support(data.stacked, data.codec.shared_adapter(), data.codec.head, part) for part in parts]
+            seen = [see_support(data.stacked, shared, data.codec.head, part) for part in parts]
             batch.features = torch.cat([part.features for part in seen])
             batch.gradients = torch.cat([part.gradients for part in seen])
             self.conditions.append(batch)

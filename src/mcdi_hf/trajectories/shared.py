@@ -174,10 +174,8 @@ class SharedStart:
             total = loss + RECALL_WEIGHT * recalled
         self.optimizer.zero_grad()
         total.backward()
-        parts = self._learnt()
-        encoder = {name: parts.pop(name) for name in [*parts] if name.startswith(ENCODER)}
-        for own_parts in (parts, encoder):
-            torch.nn.utils.clip_grad_norm_(own_parts.values(), MAX_GRAD_NORM)
+        for part in ([*self.tensors.values(), *self.scalars.values()], self.encoder.parameters()):
+            torch.nn.utils.clip_grad_norm_(part, MAX_GRAD_NORM)
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
