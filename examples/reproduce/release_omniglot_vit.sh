@@ -16,3 +16,5 @@ backbone=$runs/omniglot-vit/model
 mkdir -p $card/backbone
 cp $backbone/* $card/backbone/
 cp -r $runs/omniglot/generator/pipeline/. $card/
+# The backbone is loaded from the release's own folder, or its repository on the Hub.
+sed -i 's#"base_model_name_or_path": null#"base_model_name_or_path": "./backbone"#' $card/model_index.json

@@ -1,6 +1,7 @@
 """What diffusers must know of this package: the only module that touches its internals."""
 
 import importlib
+import logging
 
 import diffusers
 
@@ -24,5 +25,9 @@ def register(pipeline_class: type, scheduler_class: type) -> None:
             f"diffusers {diffusers.__version__} has no {LOADABLE}.LOADABLE_CLASSES, which mcdi_hf registers its classes "
             "in: install a version of diffusers that this version of mcdi_hf was tested with, see its setup.cfg."
         ) from error
+    # diffusers warns of an empty list whenever a pipeline changes its dtype.
+    logging.getLogger("diffusers.models.modeling_utils").addFilter(
+        lambda record: "kept in float32: []" not in record.getMessage()
+    )
     for one in (pipeline_class, scheduler_class):
         setattr(diffusers, one.__name__, one)

@@ -44,7 +44,7 @@ def test_a_module_has_one_token_as_wide_as_its_rank() -> None:
 )
 def test_what_a_layout_cannot_hold_is_refused(config: LoraConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        AdapterLayout.from_model(tiny_backbone().model, config)
+        AdapterLayout.from_model(tiny_backbone("default").model, config)
 
 
 def test_an_adapter_without_a_head_has_lora_matrices_alone() -> None:

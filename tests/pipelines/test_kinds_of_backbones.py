@@ -112,7 +112,7 @@ def test_encoded_examples_in_place_of_examples(made: Made) -> None:
 @both_kinds
 def test_the_stack_says_what_peft_says(made: Made) -> None:
     pipe, backbone, support = made
-    adapter = pipe(support, num_inference_steps=3, generator=seeded(), strength=3.0).adapters[0]
+    adapter = pipe(support, num_inference_steps=3, generator=seeded(), strength=1.9).adapters[0]
     own = {key: value.unsqueeze(0) for key, value in adapter.tensors.items()}
     found = pipe.stacked.logits(own, pipe.encode_support(support))[0]
     expected = logits_in_peft(backbone, adapter, [example for group in support.values() for example in group])

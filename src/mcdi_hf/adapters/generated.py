@@ -3,17 +3,26 @@
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass, field
+import textwrap
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import nn
 
-from ..utils.files import safetensors_bytes, write_folder
+from ..backbones.frozen import FrozenBackbone
+from ..utils.files import read_json, read_tensors, safetensors_bytes, write_folder
 from .card import adapter_card
+from .layout import PREFIX, AdapterLayout
+from .prediction import predict
+from .stacked import StackedLora
+
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
+RECORD = "generation.json"  # what else an adapter is: labels, backbone, pooling, length of texts, how it was made
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class GenerationDetails:
     folds: int | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class GeneratedAdapter:
     """One LoRA adapter with a classification head, or, for a causal language model, without one.
 
@@ -67,12 +76,60 @@ class GeneratedAdapter:
     base_model: dict
     labels: list[str]
     details: GenerationDetails
-    support: dict[str, list] | None = field(default=None, repr=False)
+    support: dict[str, list] | None = None
+
+    def __repr__(self) -> str:
+        shots = ", ".join(f"{label!r} ({count})" for label, count in zip(self.labels, self.details.shots))
+        numbers = sum(tensor.numel() for tensor in self.tensors.values())
+        base = self.base_model["name_or_path"]
+        return f"GeneratedAdapter({numbers} numbers for {base!r}; labels (shots): {textwrap.shorten(shots, 400)})"
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike, revision: str | None = None, token: str | None = None
+    ) -> Self:
+        """Read what [`GeneratedAdapter.save_pretrained`] or [`GeneratedAdapter.push_to_hub`] wrote. The texts that it was
+        generated from are in no file.
+
+        Args:
+            name_or_path (`str` or `os.PathLike`): A folder or a Hub id.
+            revision (`str`, *optional*): A branch, tag or commit of the Hub.
+            token (`str`, *optional*): For a private repository; the saved one by default.
+
+        Raises:
+            `FileNotFoundError`: when a file is missing, as `generation.json` is in adapters that others made.
+            `ValueError`: when a file is damaged, or the files do not fit each other.
+
+        Example: `pipe.predict(GeneratedAdapter.from_pretrained("my-adapter"), ["my parcel is late"])`
+        """
+        folder = Path(name_or_path)
+        if not folder.is_dir():
+            files = [CONFIG, WEIGHTS, RECORD]
+            folder = Path(snapshot_download(str(name_or_path), revision=revision, token=token, allow_patterns=files))
+        record, config = read_json(folder / RECORD), read_json(folder / CONFIG)
+        tensors, _ = read_tensors(folder / WEIGHTS, "id2label")
+        try:
+            adapter = cls(tensors, LoraConfig(**config).to_dict(), **record)
+            adapter.details = GenerationDetails(**adapter.details)
+            adapter.peft_config  # a record without its backbone has none
+            labels = [label for label in adapter.labels if isinstance(label, str)]
+            heads = {len(adapter.labels), *(len(tensor) for key, tensor in tensors.items() if "lora_" not in key)}
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{folder} holds no generated adapter: {type(error).__name__}: {error}.") from error
+        if len(heads) > 1 or labels != adapter.labels or not labels:
+            raise ValueError(
+                f"{folder / RECORD} has the labels {adapter.labels}, {folder / WEIGHTS} a head of others."
+            )
+        return adapter
 
     @property
     def peft_config(self) -> LoraConfig:
         """The adapter's config, for inference and with the name and the commit of its backbone."""
         config = LoraConfig(**self.lora_config)
+        if self.kind == "mean":
+            # By their whole names, which the plain classifier of transformers does not have: it refuses the adapter.
+            names = [key.removeprefix(PREFIX).split(".lora_")[0] for key in self.tensors if ".lora_A." in key]
+            config.target_modules, config.layers_to_transform = set(names), None
         config.base_model_name_or_path = self.base_model["name_or_path"]
         config.revision = self.base_model.get("revision")
         config.inference_mode = True
@@ -128,8 +185,27 @@ class GeneratedAdapter:
         inner.config.id2label, inner.config.label2id = self.id2label, self.label2id
         return model.eval()
 
+    def predict(
+        self, examples: list[Any], backbone: FrozenBackbone | None = None, top_k: int | None = 1
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """Classify examples, see [`predict`] for what is returned. A pipeline whose backbone is loaded does it without
+        loading it again, [`MCDiPipeline.predict`].
+
+        Args:
+            examples (`list`): Texts, pairs of texts or PIL images.
+            backbone ([`FrozenBackbone`], *optional*): A loaded one; by default it is loaded by its name in every call.
+            top_k (`int`, *optional*, defaults to 1): How many labels of each to return; `None` for all.
+
+        Example: `GeneratedAdapter.from_pretrained("me/my-adapter").predict(["my parcel is late"])`
+        """
+        backbone = backbone or FrozenBackbone.of(self.base_model)
+        backbone.check(self.base_model)
+        layout = AdapterLayout.from_model(backbone.model, LoraConfig(**self.lora_config), backbone.head_name)
+        return predict(StackedLora(backbone, layout), self.tensors, self.labels, examples, top_k)
+
     def save_pretrained(self, save_directory: str | os.PathLike, **card: Any) -> None:
-        """Write `adapter_config.json`, `adapter_model.safetensors` and `README.md`, as PEFT does.
+        """Write `adapter_config.json`, `adapter_model.safetensors` and `README.md`, as PEFT does, and `generation.json`: the
+        labels, the backbone with its pooling and the length that texts are cut to, and how the adapter was made.
 
         All files are made beside the folder and moved in when they are on the disk, `adapter_config.json` last: without
         it no loader takes the folder for an adapter. `card` are arguments of [`GeneratedAdapter.card`].
@@ -182,15 +258,22 @@ class GeneratedAdapter:
     def _write(self, folder: Path, card: ModelCard) -> None:
         metadata = {"format": "pt", "id2label": json.dumps(self.id2label)}
         config = self.peft_config
+        record = {"labels": self.labels, "base_model": self.base_model, "details": asdict(self.details)}
 
         def write(beside: Path) -> None:
             config.save_pretrained(beside)
             # PEFT writes its sets in an order that is another in every process; see `safetensors_bytes`.
-            path = beside / "adapter_config.json"
+            path = beside / CONFIG
             values = json.loads(path.read_text())
             values |= {key: sorted(value) for key, value in values.items() if isinstance(getattr(config, key, 0), set)}
             path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-            (beside / "adapter_model.safetensors").write_bytes(safetensors_bytes(self.tensors, metadata))
+            (beside / WEIGHTS).write_bytes(safetensors_bytes(self.tensors, metadata))
+            (beside / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             card.save(beside / "README.md")
 
-        write_folder(folder, write, last="adapter_config.json")
+        write_folder(folder, write, last=CONFIG)
+
+
+def as_adapter(adapter: GeneratedAdapter | str | os.PathLike) -> GeneratedAdapter:
+    """An adapter as it is, or read from its folder or the Hub, see [`GeneratedAdapter.from_pretrained`]."""
+    return adapter if isinstance(adapter, GeneratedAdapter) else GeneratedAdapter.from_pretrained(adapter)

@@ -3,6 +3,7 @@
 import copy
 import functools
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from .mean_pooled import MeanPooledForSequenceClassification
 
+
+logger = logging.getLogger(__name__)
 
 HEAD_NAMES = ("classifier", "score", "lm_head")
 POOLINGS = ("mean", "default", "last_token")
@@ -74,6 +77,7 @@ class FrozenBackbone:
         self.head_name = heads[0]
         self.feature_dim = getattr(model, self.head_name).in_features
         self.is_causal_lm = pooling == "last_token"
+        self._told_of_cuts = False
         self.reads_images = isinstance(processor, BaseImageProcessor)
         if self.is_causal_lm and processor.pad_token is None:
             processor.pad_token = processor.eos_token  # padding is masked; any token will do
@@ -97,7 +101,15 @@ class FrozenBackbone:
         name = pretrained_model_name_or_path
         config = AutoConfig.from_pretrained(name, revision=revision)
         reads_images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-        model = classifier_class(pooling, reads_images)(name, revision=revision, **kwargs)
+        # The untrained head draws from the global stream, which may be the caller's generator.
+        with torch.random.fork_rng(devices=[]):
+            load = classifier_class(pooling, reads_images)
+            model, found = load(name, revision=revision, output_loading_info=True, **kwargs)
+        if missing := sorted(key for key in found["missing_keys"] if key.split(".")[0] not in HEAD_NAMES):
+            raise ValueError(
+                f"{name} has no weights {missing}, which a {type(model).__name__} reads: they would be random. Expected a "
+                f"checkpoint that has them{'' if reads_images else ', or another pooling, such as mean'}."
+            )
         processor = (AutoImageProcessor if reads_images else AutoTokenizer).from_pretrained(name, revision=revision)
         commit = None
         if not Path(name).is_dir():
@@ -176,6 +188,8 @@ class FrozenBackbone:
             suffix = self.processor(ANSWER_PROMPT, add_special_tokens=False)
             room -= len(suffix["input_ids"])
         tokens = [self._tokens_of(example, room) for example in examples]
+        if not self._told_of_cuts:
+            self._tell_of_cuts(examples, tokens, room)
         return {key: [one[key] + suffix.get(key, []) for one in tokens] for key in tokens[0]}
 
     def _tokens_of(self, example: str | tuple[str, str], room: int) -> dict[str, list[int]]:
@@ -186,6 +200,17 @@ class FrozenBackbone:
             return tokens
         # No token has no hidden state, and the mean of none is NaN.
         return self.processor(self.processor.bos_token or self.processor.eos_token)
+
+    def _tell_of_cuts(self, examples: list[Any], tokens: list[dict[str, list[int]]], room: int) -> None:
+        full = [example for example, own in zip(examples, tokens) if len(own["input_ids"]) == room]
+        full = [example if isinstance(example, tuple) else (example,) for example in full]
+        cut = sum(len(self.processor(*texts, verbose=False)["input_ids"]) > room for texts in full)
+        if cut:
+            self._told_of_cuts = True
+            logger.warning(
+                f"{cut} of {len(examples)} texts are longer than {self.max_length} tokens: what follows was not read, as in "
+                "the generator's training. This is said once."
+            )
 
     def pad(self, tokens: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Put what [`FrozenBackbone.tokens`] made into one batch on the backbone's device."""

@@ -38,18 +38,22 @@ class MeanPooledForSequenceClassification(PreTrainedModel):
     def __init__(self, config: MeanPooledConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.backbone = AutoModel.from_config(config.backbone_config)
+        self.backbone = _without_pooler(AutoModel.from_config(config.backbone_config))
         self.classifier = nn.Linear(config.backbone_config.hidden_size, config.num_labels)
         self.post_init()
 
     @classmethod
-    def from_backbone(cls, pretrained_model_name_or_path: str, num_labels: int = 2, **kwargs: Any) -> Self:
-        """Put a new head on a pretrained encoder. `kwargs` go to `AutoModel.from_pretrained`."""
-        backbone = AutoModel.from_pretrained(pretrained_model_name_or_path, **kwargs)
+    def from_backbone(
+        cls, pretrained_model_name_or_path: str, num_labels: int = 2, output_loading_info: bool = False, **kwargs: Any
+    ) -> Self | tuple[Self, dict]:
+        """Put a new head on a pretrained encoder. `kwargs` go to `AutoModel.from_pretrained`. With `output_loading_info`
+        the weights of the encoder that were missing are returned, too, as transformers tells them."""
+        backbone, found = AutoModel.from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         model = cls(MeanPooledConfig(backbone_config=backbone.config, num_labels=num_labels)).to(backbone.dtype)
-        model.backbone = backbone
+        model.backbone = _without_pooler(backbone)
         model.name_or_path = pretrained_model_name_or_path
-        return model.eval()
+        found["missing_keys"] = [key for key in found["missing_keys"] if not key.startswith("pooler.")]
+        return (model.eval(), found) if output_loading_info else model.eval()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -80,6 +84,13 @@ class MeanPooledForSequenceClassification(PreTrainedModel):
         logits = self.classifier(features)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def _without_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
+    """The mean does not read the pooler, whose weights a checkpoint may lack: they would be another's in every process."""
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None
+    return backbone
 
 
 AutoConfig.register(MeanPooledConfig.model_type, MeanPooledConfig)

@@ -1,9 +1,11 @@
 """What a call of the pipeline refuses before any work is done."""
 
+import inspect
 import math
 from typing import Any
 
 import torch
+from diffusers import SchedulerMixin
 
 from ..adapters.codec import AdapterCodec
 from ..models.denoiser import MCDiDenoiser
@@ -12,6 +14,7 @@ from .pipeline_output import MCDiPipelineOutput
 
 
 OUTPUT_TYPES = ("peft", "pt", "latent")
+STRENGTHS = 2  # what is generated, gone on as far again, is no adapter
 
 
 def check_components(denoiser: MCDiDenoiser, task_encoder: TaskEncoder, codec: AdapterCodec) -> None:
@@ -54,14 +57,39 @@ def check_settings(
     for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} is {count}: expected a whole number from 1 on.")
-    if not math.isfinite(strength):
-        raise ValueError(f"strength is {strength}: expected a finite number.")
+    if not 0 <= strength < STRENGTHS:
+        raise ValueError(
+            f"strength is {strength}: expected 0, the shared adapter, to below {STRENGTHS}; 1 is as generated."
+        )
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}: expected 0 or more.")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}: expected 0 to 1.")
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type is {output_type!r}: expected one of {', '.join(map(repr, OUTPUT_TYPES))}.")
+
+
+def check_generators(
+    generator: torch.Generator | list[torch.Generator] | None,
+    scheduler: SchedulerMixin,
+    num_tasks: int,
+    temperature: float,
+) -> None:
+    """Refuse what is no generator or one for other tasks, and a temperature for a scheduler that draws its own noise."""
+    given = generator if isinstance(generator, list) else [generator] * (generator is not None)
+    if wrong := [one for one in given if not isinstance(one, torch.Generator)]:
+        raise ValueError(f"generator is {wrong[0]!r}: expected a torch.Generator, such as torch.manual_seed(0).")
+    if isinstance(generator, list) and len(generator) != num_tasks:
+        raise ValueError(f"There are {len(generator)} generators for {num_tasks} support sets.")
+    if temperature != 1 and not takes_noise(scheduler):
+        raise ValueError(
+            f"temperature is {temperature}: {type(scheduler).__name__} draws its own noise, so expected 1."
+        )
+
+
+def takes_noise(scheduler: SchedulerMixin) -> bool:
+    """Whether a scheduler's `step` takes `eta` and noise that is drawn already, as ours and DDIM's do and DDPM's does not."""
+    return {"eta", "variance_noise"} <= set(inspect.signature(scheduler.step).parameters)
 
 
 def check_finite(tensors: dict[str, torch.Tensor], first: int) -> None:

@@ -5,14 +5,16 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import diffusers
 import torch
-from diffusers import ConfigMixin, DDIMScheduler, ModelMixin, SchedulerMixin
-from huggingface_hub import hf_hub_download
+from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
+from huggingface_hub import hf_hub_download, snapshot_download
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 
@@ -61,6 +63,23 @@ def download_checked(pipeline_class: type, download: Callable, name: str, kwargs
     return folder
 
 
+def backbone_place(pipe: Any) -> str | None:
+    """Where a pipeline's backbone is loaded from, if not by its name: what begins with `./` lies beside the components."""
+    place, home = pipe.config.base_model_name_or_path, pipe.name_or_path
+    if place is None or not place.startswith("./") or home is None:
+        return place
+    own = Path(place)
+    if ".." in own.parts:
+        raise ValueError(f"base_model_name_or_path is {place!r}: expected a folder within that of the pipeline.")
+    if not Path(home).is_dir():
+        home = snapshot_download(home, revision=pipe.revision, allow_patterns=f"{own}/*")
+    own = Path(home) / own
+    if not own.is_dir():
+        raise FileNotFoundError(f"{own} is missing: get the whole pipeline again, or name a base_model_name_or_path.")
+    refuse_pickles(own)
+    return str(own)
+
+
 def _download_index(pipeline_class: type, name: str, kwargs: dict[str, Any]) -> Path:
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     return Path(hf_hub_download(name, pipeline_class.config_name, **hub))
@@ -71,8 +90,12 @@ def save_whole(pipe: Any, save: Callable, folder: Path, kwargs: dict[str, Any]) 
     push = kwargs.pop("push_to_hub", False)
     hub = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
 
+    place = pipe.config.base_model_name_or_path or ""
+
     def write(beside: Path) -> None:
         save(str(beside), **kwargs)
+        if place.startswith("./"):
+            shutil.copytree(backbone_place(pipe), beside / place)
         for path in beside.rglob("*.json"):
             values = json.loads(path.read_text())
             if "_name_or_path" in values:  # where this pipeline was loaded from is nobody's business
@@ -149,19 +172,15 @@ def _components(pipeline_class: type) -> dict[str, type]:
 
 
 def _kinds(kind: type) -> tuple[type, ...]:
-    """The classes that may stand for one of the pipeline's: DDIM's step takes what that of our scheduler takes."""
-    return (kind, DDIMScheduler) if issubclass(kind, SchedulerMixin) else (kind,)
+    """The classes that may stand for one of the pipeline's: a scheduler has compatible ones."""
+    return (kind, *(getattr(diffusers, name) for name in getattr(kind, "_compatibles", [])))
 
 
 def _read_config(path: Path, kinds: tuple[type, ...]) -> tuple[type, dict[str, Any]]:
     """A component's class, which must be one of some, and its config, without an argument that the class has not."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is missing: get the whole pipeline again.")
-    if pickled := sorted(beside.name for beside in path.parent.iterdir() if beside.suffix in PICKLES):
-        raise ValueError(
-            f"{path.parent / pickled[0]} is a pickle, which may run anything when it is read: only safetensors are. If "
-            "you trust it, convert it and delete it."
-        )
+    refuse_pickles(path.parent)
     config = read_json(path)
     kind = next((one for one in kinds if one.__name__ == config.get("_class_name")), None)
     if kind is None:
@@ -174,6 +193,15 @@ def _read_config(path: Path, kinds: tuple[type, ...]) -> tuple[type, dict[str, A
     if unknown := sorted(name for name in config if not name.startswith("_") and name not in known):
         raise ValueError(f"{path} has {unknown}, which {kind.__name__} does not know.")
     return kind, config
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Refuse a folder that holds what runs code when it is read."""
+    if pickled := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
+        raise ValueError(
+            f"{folder / pickled[0]} is a pickle, which may run anything when it is read: only safetensors are. If "
+            "you trust it, convert it and delete it."
+        )
 
 
 def _make(path: Path, kind: type, config: dict[str, Any]) -> Any:

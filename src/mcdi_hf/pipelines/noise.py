@@ -8,10 +8,11 @@ def task_generators(
     generator: torch.Generator | list[torch.Generator] | None, num_tasks: int
 ) -> list[torch.Generator]:
     """A stream of noise for every task, so that none depends on its neighbours or on how tasks are batched. A list
-    holds one per task. A single one serves one task and seeds several; without it PyTorch's own does."""
+    holds one per task. A single one seeds them, unless it is fresh and there is one task, which it serves; without it
+    PyTorch's own does. So the seed of every task is known."""
     if isinstance(generator, list):
         return generator
-    if generator is not None and num_tasks == 1:
+    if generator is not None and num_tasks == 1 and seed_of(generator) is not None:
         return [generator]
     device = "cpu" if generator is None else generator.device
     seeds = torch.randint(2**62, (num_tasks,), generator=generator, device=device)

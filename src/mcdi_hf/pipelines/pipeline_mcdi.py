@@ -10,15 +10,23 @@ from diffusers import DiffusionPipeline
 
 from ..adapters.codec import AdapterCodec
 from ..adapters.condition import see_support
-from ..adapters.generated import GenerationDetails
+from ..adapters.generated import GeneratedAdapter, GenerationDetails, as_adapter
+from ..adapters.prediction import predict
 from ..adapters.stacked import StackedLora
 from ..backbones.frozen import FrozenBackbone
 from ..data.episodes import SupportBatch
 from ..models.denoiser import MCDiDenoiser
 from ..models.task_encoder import TaskEncoder
 from ..schedulers.scheduling_local_consistency import LocalConsistencyScheduler
-from .checks import check_components, check_continues, check_finite, check_settings
-from .loading import download_checked, load_checked, save_whole
+from .checks import (
+    check_components,
+    check_continues,
+    check_finite,
+    check_generators,
+    check_settings,
+    takes_noise,
+)
+from .loading import backbone_place, download_checked, load_checked, save_whole
 from .noise import draw_noise, seed_of, task_generators
 from .pipeline_output import Draws, MCDiPipelineOutput, described_adapters
 from .refinement import refine_adapters
@@ -42,7 +50,7 @@ class MCDiPipeline(DiffusionPipeline):
         codec ([`AdapterCodec`]): Turns tokens into adapters.
         scheduler ([`LocalConsistencyScheduler`]): Takes the noise away.
         base_model_name_or_path (`str`, *optional*): Where to load the backbone from, if not by the name in the codec's
-            config: a local copy, for instance.
+            config: a local copy, for instance. What begins with `./` lies in the pipeline's own folder or repository.
         num_inference_steps (`int`, *optional*, defaults to 20): Steps of a call unless told otherwise.
         strength (`float`, *optional*, defaults to 1.0): Strength of a call unless told otherwise.
         support_views (`int`, *optional*, defaults to 1): How many views of a support example heads are made of: with
@@ -92,7 +100,7 @@ class MCDiPipeline(DiffusionPipeline):
     def backbone(self) -> FrozenBackbone:
         """The frozen backbone, loaded when it is first asked for. Set it to use one that is loaded already."""
         if self._backbone is None:
-            self.backbone = FrozenBackbone.of(self.codec.config.base_model, self.config.base_model_name_or_path)
+            self.backbone = FrozenBackbone.of(self.codec.config.base_model, backbone_place(self))
         return self._backbone
 
     @backbone.setter
@@ -112,6 +120,12 @@ class MCDiPipeline(DiffusionPipeline):
     @property
     def num_timesteps(self) -> int:
         return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True` in a callback to leave the denoising loop, as in diffusers' own pipelines: what is
+        returned then is half denoised."""
+        return self._interrupt
 
     @property
     def _public_name(self) -> str | None:
@@ -181,12 +195,14 @@ class MCDiPipeline(DiffusionPipeline):
         check_settings(num_candidates, steps, strength, temperature, eta, batch_size, output_type)
         if unknown := sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}: expected ['latents'].")
-        supports, ways = self.check_inputs(support, num_candidates, generator, latents, output_type)
+        supports, ways = self.check_inputs(support, num_candidates, generator, latents, temperature, output_type)
 
         # 2. Settle what is the same for all tasks; at strength 0 there is nothing to generate
         self.scheduler.set_timesteps(steps, device=self._execution_device)
         timesteps = self.scheduler.timesteps if strength else []
         self._num_timesteps = len(timesteps)
+        self._interrupt = False
+        owns_noise = takes_noise(self.scheduler)
         generators = task_generators(generator, len(supports))
         seeds = [seed_of(one) if latents is None else None for one in generators]
         settings = {"num_candidates": num_candidates, "num_inference_steps": steps, "strength": strength}
@@ -221,10 +237,13 @@ class MCDiPipeline(DiffusionPipeline):
                 # 5. Denoise
                 noise = torch.zeros_like(sample)
                 for i, t in enumerate(timesteps):
+                    if self.interrupt:
+                        continue
                     output = self.denoiser(sample, t, *condition).sample
-                    if eta > 0 and temperature > 0:
+                    if eta > 0 and temperature > 0 and owns_noise:
                         noise = temperature * draw_noise(self.denoiser.dtype, self.codec.filled, streams)
-                    sample = self.scheduler.step(output, t, sample, eta=eta, variance_noise=noise).prev_sample
+                    drawn = {"eta": eta, "variance_noise": noise} if owns_noise else {"generator": streams}
+                    sample = self.scheduler.step(output, t, sample, **drawn).prev_sample
                     if callback_on_step_end is not None:
                         tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, sample)
                         sample = callback_on_step_end(self, i, t, tensors).pop("latents", sample)
@@ -259,6 +278,7 @@ class MCDiPipeline(DiffusionPipeline):
         num_candidates: int,
         generator: torch.Generator | list[torch.Generator] | None,
         latents: torch.Tensor | None,
+        temperature: float,
         output_type: str,
     ) -> tuple[list[SupportSet] | SupportBatch, int]:
         """Refuse support sets, generators and latents that do not fit.
@@ -277,8 +297,7 @@ class MCDiPipeline(DiffusionPipeline):
         else:
             supports = self._support_sets(support)
             ways = max(map(len, supports))
-        if isinstance(generator, list) and len(generator) != len(supports):
-            raise ValueError(f"There are {len(generator)} generators for {len(supports)} support sets.")
+        check_generators(generator, self.scheduler, len(supports), temperature)
         shape = (len(supports) * num_candidates, *self.codec.filled.shape)
         if latents is not None and latents.shape != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}: expected {shape}.")
@@ -338,6 +357,20 @@ class MCDiPipeline(DiffusionPipeline):
         selector = Selector(self.stacked, self.codec, self)
         return MCDiPipelineOutput(adapters=selector.select(output), draws=output.draws)
 
+    def predict(
+        self, adapter: GeneratedAdapter | str | os.PathLike, examples: list[Any], top_k: int | None = 1
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """Classify texts, pairs of texts or PIL images by an adapter, or that of a folder or a Hub id, on the pipeline's
+        backbone. Returned is what transformers' `pipeline("text-classification")` returns, see [`predict`]. A `ValueError`
+        says that the adapter is for another backbone or of another layout.
+
+        Example: `pipe.predict(pipe(support).adapters[0], ["my parcel is late"])` gives `[{"label": ..., "score": ...}]`
+        """
+        adapter = as_adapter(adapter)
+        self.backbone.check(adapter.base_model)
+        self.codec.layout.check({key: value.unsqueeze(0) for key, value in adapter.tensors.items()})
+        return predict(self.stacked, adapter.tensors, adapter.labels, examples, top_k)
+
     def refine(
         self, output: MCDiPipelineOutput, num_steps: int = 5, learning_rate: float = 1e-3
     ) -> MCDiPipelineOutput:
@@ -350,6 +383,10 @@ class MCDiPipeline(DiffusionPipeline):
         check_continues(output, "refine")
         adapters = refine_adapters(self.stacked, output, num_steps, learning_rate)
         return MCDiPipelineOutput(adapters=adapters, draws=output.draws)
+
+    def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """Not supported: the codec and the backbone are used outside of a forward pass. Raises `NotImplementedError`."""
+        raise NotImplementedError("MCDiPipeline has no sequential offloading: call enable_model_cpu_offload().")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:

@@ -17,6 +17,7 @@ from ..data.episodes import SupportBatch
 
 
 TEXTS = (Value("string"), Value("large_string"))
+LABELS = {"label", "labels"}  # what a column of labels is called
 KINDS = ("texts", "pairs of texts", "images")
 Example = str | tuple[str, str] | Image.Image
 Support = Mapping[str, Sequence[Example]] | Dataset
@@ -28,14 +29,16 @@ def as_support_sets(support: Support | list[Support]) -> list[SupportSet]:
 
     Args:
         support (`dict`, `datasets.Dataset` or a list of these): A `dict` maps a label to its examples: texts, pairs of
-            texts as tuples, or PIL images. A `Dataset` has one `ClassLabel` column and one column of texts or images.
+            texts as tuples, or PIL images. A `Dataset` has one `ClassLabel` column and one column of texts or images. A
+            `dict` of two columns of one length, of which one is called `label` or `labels`, and a list of such rows are
+            one support set, too.
 
     Raises:
         `TypeError`: when it is none of these.
         `ValueError`: when a set has fewer than two classes, an empty class, or an example that is none of these; when
             examples of several kinds are mixed.
     """
-    supports = support if isinstance(support, list) else [support]
+    supports = support if isinstance(support, list) and not _are_rows(support) else [support]
     if not supports:
         raise ValueError("The list of support sets is empty: expected at least one.")
     checked = [_as_support_set(one) for one in supports]
@@ -99,8 +102,16 @@ def _kind(example: Any) -> str:
 
 
 def _as_support_set(support: Any) -> SupportSet:
+    if isinstance(support, list) and _are_rows(support):
+        if len(columns := {tuple(row) for row in support}) > 1:
+            raise ValueError(
+                f"The rows of the support set have the columns {sorted(columns)}: expected the same in all."
+            )
+        support = {name: [row[name] for row in support] for name in support[0]}
     if isinstance(support, Dataset):
         support = _from_dataset(support)
+    elif isinstance(support, Mapping) and LABELS & set(support):
+        support = _from_columns(support)
     if not isinstance(support, Mapping):
         raise TypeError(
             f"A support set is a {type(support).__name__}: expected a dict of label -> examples or a datasets.Dataset."
@@ -113,6 +124,32 @@ def _as_support_set(support: Any) -> SupportSet:
             raise ValueError(f"{label!r} is no label: expected a string that is not empty.")
         checked[label] = _check_examples(label, examples)
     return checked
+
+
+def _are_rows(support: list) -> bool:
+    """Whether a list is one of rows, `{"text": ..., "label": ...}`, and not of support sets."""
+    return bool(support) and all(
+        isinstance(row, Mapping) and any(isinstance(row.get(name), str | int) for name in LABELS) for row in support
+    )
+
+
+def _from_columns(columns: Mapping[str, Sequence]) -> dict[str, list]:
+    """The support set of a column of labels, names or numbers, and one of examples, in the order of its labels."""
+    names = sorted(columns, key=LABELS.__contains__)  # the labels last
+    lists = [
+        columns[name] for name in names if isinstance(columns[name], Iterable) and not isinstance(columns[name], str)
+    ]
+    lists = [list(values) for values in lists]
+    if len(columns) != 2 or len(set(map(len, lists))) != 1 or not all(isinstance(one, str | int) for one in lists[-1]):
+        raise ValueError(
+            f"The support set has the columns {list(columns)}: expected one of examples and one of as many labels, names or "
+            "numbers. If these are the classes, call none of them 'label'."
+        )
+    examples, labels = lists
+    support = {}
+    for one, example in zip(labels, examples):
+        support.setdefault(str(one), []).append(example)
+    return support
 
 
 def _is_text(value: Any) -> bool:

@@ -1,13 +1,16 @@
 """Many generated adapters served from one frozen backbone: each row of a batch names its own."""
 
+import difflib
 import math
+import os
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.utils import BaseOutput
 
-from ..adapters.generated import GeneratedAdapter
+from ..adapters.generated import GeneratedAdapter, as_adapter
 from ..adapters.head import head_logits
 from ..adapters.layout import AdapterLayout
 from ..adapters.stacked import StackedLora
@@ -33,7 +36,7 @@ class MixedAdapters:
 
     All adapters lie in two tensors, a row each: one of LoRA matrices, one of heads. When all rows are taken, their
     number doubles. A causal language model's adapters have no head: the verbalizer of their labels stands in for
-    it. Hooks carry the adapters of a batch to the backbone, so calls must not overlap: serve from one thread.
+    it. Threads may call, add and drop as they like: they take turns.
     """
 
     def __init__(self, backbone: FrozenBackbone, layout: AdapterLayout) -> None:
@@ -43,6 +46,7 @@ class MixedAdapters:
         self._lora_configs: list[dict] = []  # those that were found to fit the layout
         self._stored: dict[str, tuple[int, list[str]]] = {}  # name -> its row, its labels
         self._free: list[int] = []
+        self._lock = threading.Lock()
         self._lora = torch.empty(0, layout.numel, device=backbone.device)
         self._heads = torch.empty(0, 0, layout.feature_dim + 1, device=backbone.device)  # weights, then the bias
 
@@ -62,29 +66,35 @@ class MixedAdapters:
         self._check_known([name])
         return list(self._stored[name][1])
 
-    def add(self, name: str, adapter: GeneratedAdapter) -> None:
-        """Add an adapter of this backbone and layout, for any number of classes, under a name that is not taken.
+    def add(self, name: str, adapter: GeneratedAdapter | str | os.PathLike) -> None:
+        """Add an adapter of this backbone and layout, or that of a folder or a Hub id, for any number of classes, under a
+        name that is not taken.
 
         Raises:
             `ValueError`: when the name is taken, when the adapter is of another backbone, layout or scaling, when it
                 holds NaN or inf, or when its labels do not fit its head. Nothing has changed then.
         """
-        if name in self._stored:
-            raise ValueError(f"There is an adapter {name!r} already: replace it, or drop it first.")
-        lora, head = self._read(adapter)
-        if not self._free:
-            self._grow(max(8, 2 * len(self._lora)), self._heads.shape[1])
-        self._write(self._free.pop(), name, lora, head, adapter.labels)
+        adapter = as_adapter(adapter)
+        with self._lock:
+            if name in self._stored:
+                raise ValueError(f"There is an adapter {name!r} already: replace it, or drop it first.")
+            lora, head = self._read(adapter)
+            if not self._free:
+                self._grow(max(8, 2 * len(self._lora)), self._heads.shape[1])
+            self._write(self._free.pop(), name, lora, head, adapter.labels)
 
-    def replace(self, name: str, adapter: GeneratedAdapter) -> None:
+    def replace(self, name: str, adapter: GeneratedAdapter | str | os.PathLike) -> None:
         """Put another adapter, which may have other classes, in the place of one that is there. Raises as `add` does."""
-        self._check_known([name])
-        self._write(self._stored[name][0], name, *self._read(adapter), adapter.labels)
+        adapter = as_adapter(adapter)
+        with self._lock:
+            self._check_known([name])
+            self._write(self._stored[name][0], name, *self._read(adapter), adapter.labels)
 
     def drop(self, name: str) -> None:
         """Forget an adapter; its place is taken by the next one that is added."""
-        self._check_known([name])
-        self._free.append(self._stored.pop(name)[0])
+        with self._lock:
+            self._check_known([name])
+            self._free.append(self._stored.pop(name)[0])
 
     @torch.no_grad()
     def __call__(self, examples: list[Any], names: list[str]) -> MixedAdaptersOutput:
@@ -99,6 +109,10 @@ class MixedAdapters:
                 f"There are {len(examples)} examples and {len(names)} names of adapters: expected one or more examples "
                 "and a name for each."
             )
+        with self._lock:  # hooks carry the adapters of a batch to the backbone
+            return self._answer(examples, names)
+
+    def _answer(self, examples: list[Any], names: list[str]) -> MixedAdaptersOutput:
         self._check_known(names)
         slots, labels = zip(*(self._stored[name] for name in names))
         slots, ways = torch.tensor(slots, device=self._lora.device), torch.tensor(list(map(len, labels)))
@@ -159,6 +173,6 @@ class MixedAdapters:
         self._lora, self._heads = lora, heads
 
     def _check_known(self, names: list[str]) -> None:
-        unknown = [name for name in dict.fromkeys(names) if name not in self._stored]
-        if unknown:
-            raise ValueError(f"There are no adapters {unknown}: expected some of {self.names}.")
+        if unknown := [name for name in dict.fromkeys(names) if name not in self._stored]:
+            nearest = difflib.get_close_matches(str(unknown[0]), self.names, n=3, cutoff=0)
+            raise ValueError(f"There are no adapters {unknown}: expected names that were added, such as {nearest}.")

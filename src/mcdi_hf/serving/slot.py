@@ -1,10 +1,12 @@
 """One place in a live PEFT model that generated adapters take in turn."""
 
+import os
+
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 
-from ..adapters.generated import GeneratedAdapter
+from ..adapters.generated import GeneratedAdapter, as_adapter
 
 
 # What PEFT computes a module's scaling from; nothing else in a config changes what the same tensors do.
@@ -34,12 +36,14 @@ class AdapterSlot:
         self._base = model.get_base_model()
 
     @torch.no_grad()
-    def swap(self, adapter: GeneratedAdapter) -> None:
-        """Write an adapter over the one that is there: LoRA matrices, head and the names of the labels.
+    def swap(self, adapter: GeneratedAdapter | str | os.PathLike) -> None:
+        """Write an adapter, or that of a folder or a Hub id, over the one that is there: LoRA matrices, head and the names
+        of the labels.
 
         The adapter must be for a backbone of the same name, for the same LoRA config and number of classes, and the
         one in the model neither merged nor inactive; otherwise it is a `ValueError` and nothing has changed.
         """
+        adapter = as_adapter(adapter)
         self._check_ready()
         self._check(adapter)
         torch._foreach_copy_(list(self._parameters.values()), [adapter.tensors[key] for key in self._parameters])

@@ -183,6 +183,7 @@ class MCDiTrainer:
         self._call("on_train_begin")
         if state.global_step == 0:
             self._note({"strength": 0.0} | self.validate(strength=0.0))
+            self.keep_if_best()  # what the encoder proposes; training has to be better than that
         show = self.accelerator.is_main_process
         bar = tqdm(total=state.max_steps, initial=state.global_step, desc=args.objective, disable=not show)
         while state.global_step < state.max_steps and not self.control.should_training_stop:
