@@ -213,7 +213,9 @@ def test_seeds_make_adapters_again(made: tuple) -> None:
     # A generator that has drawn already seeds the task. No seed leads back to given noise.
     (later,) = pipe(SUPPORT, generator=generator, **settings).adapters
     again = torch.Generator().manual_seed(later.details.seed)
-    torch.testing.assert_close(pipe(SUPPORT, generator=again, **settings).adapters[0].tensors, later.tensors, rtol=0, atol=0)
+    torch.testing.assert_close(
+        pipe(SUPPORT, generator=again, **settings).adapters[0].tensors, later.tensors, rtol=0, atol=0
+    )
     latents = torch.zeros(1, *pipe.codec.filled.shape)
     assert pipe(SUPPORT, latents=latents, **settings).adapters[0].details.seed is None
 

@@ -1,5 +1,8 @@
 """A frozen backbone: what it loads, how it names itself, and what it makes of examples."""
 
+import shutil
+from collections.abc import Callable
+
 import pytest
 import torch
 from fake_hub import FakeHub
@@ -7,7 +10,7 @@ from huggingface_hub import create_repo, upload_folder
 from scripts import save_backbone
 from tiny import frozen_features, tiny_backbone, tiny_backbone_folder, tiny_image_backbone, tiny_language_model
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertModel
 
 from mcdi_hf import FrozenBackbone, MeanPooledForSequenceClassification
 
@@ -108,3 +111,35 @@ def test_the_verbalizer_of_a_task_is_rows_of_the_head() -> None:
         backbone.verbalizer(("b a", "x", "b c"))
     with pytest.raises(ValueError, match="no language model.*need a head"):
         tiny_backbone().verbalizer(("a", "b"))
+
+
+def test_a_pooler_that_the_checkpoint_lacks(tmp_path) -> None:
+    """Without one the mean is the same in every process; the plain classifier, which reads it, is refused."""
+    folder = str(shutil.copytree(tiny_backbone_folder(), tmp_path / "bert"))
+    BertModel.from_pretrained(folder, add_pooling_layer=False).save_pretrained(folder)
+    first, again = (FrozenBackbone.from_pretrained(folder) for _ in range(2))
+    assert first.fingerprint == again.fingerprint == tiny_backbone().fingerprint
+    with pytest.raises(ValueError, match=r"has no weights \['bert.pooler.dense.bias'.*pooling, such as mean"):
+        FrozenBackbone.from_pretrained(folder, pooling="default")
+
+
+def test_loading_leaves_the_callers_random_numbers_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    tiny_backbone("default")
+    assert torch.rand(1).equal(expected)
+
+
+@pytest.mark.parametrize("make", [tiny_backbone, tiny_language_model])
+def test_cut_texts_are_told_once(make: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    backbone = make()
+    backbone.max_length = 8
+    prompt = 2 if backbone.is_causal_lm else -2  # a language model's prompt takes room, BERT adds two tokens
+    fits = " ".join("abcdefgh"[: backbone.max_length - abs(prompt)])
+    backbone.tokens([fits, "a"])
+    assert not caplog.records
+    backbone.tokens([fits + " z", fits + " y", fits])
+    backbone.tokens([fits + " z"])
+    (record,) = caplog.records
+    assert record.getMessage().startswith("2 of 3 texts are longer than 8 tokens")

@@ -1,6 +1,7 @@
 """The pipeline on a tiny BERT: what it gives back, and what it refuses."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoModel, DiffusionPipeline
+from fake_hub import FakeHub
 from tiny import assert_close, seeded, tiny_backbone, tiny_lora_config, tiny_pipeline
 
 from mcdi_hf import AdapterCodec, GeneratedAdapter, MCDiDenoiser, MCDiPipeline, TaskEncoder
@@ -250,6 +252,9 @@ def test_mean_is_that_of_the_candidates(pipe: MCDiPipeline) -> None:
         ({"num_candidates": 1.5}, "num_candidates is 1.5"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"strength": float("nan")}, "strength is nan"),
+        ({"strength": 2}, "strength is 2: expected 0.*to below 2"),
+        ({"generator": 0}, "generator is 0: expected a torch.Generator, such as"),
+        ({"generator": [seeded(), 1]}, "generator is 1"),
         ({"temperature": -0.5}, "temperature is -0.5"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"output_type": "np"}, "output_type is 'np'"),
@@ -309,3 +314,91 @@ def test_a_batch_of_another_pipeline_is_refused(pipe: MCDiPipeline) -> None:
 def test_flat_weights_and_tokens_keep_no_encoded_examples(pipe: MCDiPipeline) -> None:
     for output_type, kept in (("pt", 0), ("latent", 0), ("peft", 3)):
         assert len(pipe(TASKS, batch_size=1, num_inference_steps=1, output_type=output_type).draws.batches) == kept
+
+
+@pytest.mark.parametrize("scheduler", tiny_pipeline()[0].scheduler.compatibles, ids=lambda one: one.__name__)
+def test_compatible_schedulers_run_and_are_saved(pipe: MCDiPipeline, scheduler: type, tmp_path: Path) -> None:
+    swapped = MCDiPipeline(**pipe.components | {"scheduler": scheduler.from_config(pipe.scheduler.config)})
+    swapped.backbone = pipe.backbone
+    first, other, again = (swapped(TASKS, generator=seeded(seed)).adapters for seed in (0, 1, 0))
+    for one, two, three in zip(first, other, again):
+        assert_same(one, three)
+        assert any(not value.equal(two.tensors[key]) for key, value in one.tensors.items())
+        assert all(value.isfinite().all() for value in one.tensors.values())
+    swapped.save_pretrained(tmp_path)
+    assert type(MCDiPipeline.from_pretrained(tmp_path).scheduler) is scheduler
+    if scheduler.__name__ == "DDPMScheduler":
+        with pytest.raises(ValueError, match="temperature is 0.*DDPMScheduler draws its own noise"):
+            swapped(SUPPORT, temperature=0.0)
+
+
+def test_an_interrupted_call_leaves_the_loop(pipe: MCDiPipeline) -> None:
+    seen = []
+
+    def stop(one: MCDiPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+        seen.append(tensors["latents"])
+        one._interrupt = step == 1
+        return tensors
+
+    settings = {"generator": seeded(), "num_inference_steps": 5, "output_type": "latent"}
+    found = pipe(SUPPORT, callback_on_step_end=stop, **settings).adapters
+    assert len(seen) == 2 and found.equal(seen[-1])
+    whole = pipe(SUPPORT, **settings | {"generator": seeded()}).adapters  # the next call is not interrupted
+    assert not whole.equal(found)
+
+
+def test_sequential_offloading_is_refused_by_name(pipe: MCDiPipeline) -> None:
+    with pytest.raises(NotImplementedError, match="no sequential offloading: call enable_model_cpu_offload"):
+        pipe.enable_sequential_cpu_offload()
+
+
+def test_a_change_of_dtype_warns_of_no_empty_list(caplog: pytest.LogCaptureFixture) -> None:
+    tiny_pipeline()[0].to(torch.float32)
+    assert "kept in float32: ['basis', 'std']" in caplog.text and "float32: []" not in caplog.text
+
+
+def test_the_first_call_is_as_the_second(saved: Path) -> None:
+    """The first one loads the backbone, whose head draws from the stream that is handed in here."""
+    pipe = MCDiPipeline.from_pretrained(saved)
+    first, second = (pipe(SUPPORT, generator=torch.manual_seed(0)).adapters[0] for _ in range(2))
+    assert_same(first, second)
+    assert first.details.seed == second.details.seed == 0
+
+
+def test_predictions_are_those_of_peft(pipe: MCDiPipeline) -> None:
+    (adapter,) = pipe(TASKS[1], generator=seeded()).adapters
+    texts = ["a b", "z", "c c y", "x"] * 300  # more than are worked on at once
+    found = pipe.predict(adapter, texts, top_k=None)
+    model = adapter.load_into(pipe.backbone.classifier(num_labels=4))
+    with torch.no_grad():
+        scores = model(**pipe.backbone.inputs(texts[:4])).logits.softmax(dim=1)
+    for number, ranked in enumerate(found):
+        own = dict(zip(adapter.labels, scores[number % 4].tolist()))
+        assert {one["label"]: one["score"] for one in ranked} == pytest.approx(own, abs=1e-5)
+        assert ranked == sorted(ranked, key=lambda one: -one["score"])
+    assert pipe.predict(adapter, texts[:4]) == [ranked[0] for ranked in found[:4]] and pipe.predict(adapter, []) == []
+    for wrong, message in (({"examples": "a b"}, "are a str"), ({"examples": ["a"], "top_k": 0}, "top_k is 0")):
+        with pytest.raises((TypeError, ValueError), match=message):
+            pipe.predict(adapter, **wrong)
+    with pytest.raises(ValueError, match="Load the backbone"):
+        pipe.predict(replace(adapter, base_model=tiny_backbone(seed=1).record), ["a"])
+
+
+def test_a_backbone_in_the_pipelines_own_folder(pipe: MCDiPipeline, hub: FakeHub, tmp_path: Path, monkeypatch) -> None:
+    home = tmp_path / "made"
+    pipe.save_pretrained(home)
+    shutil.copytree(tiny_backbone().name_or_path, home / "backbone")
+    index = json.loads((home / "model_index.json").read_text())
+    (home / "model_index.json").write_text(json.dumps(index | {"base_model_name_or_path": "./backbone"}))
+    monkeypatch.chdir(tmp_path)
+    loaded = MCDiPipeline.from_pretrained("made")
+    expected = pipe(SUPPORT, generator=seeded()).adapters[0]
+    assert_close(loaded(SUPPORT, generator=seeded()).adapters[0].tensors, expected.tensors)
+    loaded.push_to_hub("tester/whole")  # its backbone goes along
+    of_the_hub = MCDiPipeline.from_pretrained("tester/whole")
+    assert_close(of_the_hub(SUPPORT, generator=seeded()).adapters[0].tensors, expected.tensors)
+    shutil.rmtree(home / "backbone")
+    with pytest.raises(FileNotFoundError, match="backbone is missing"):
+        MCDiPipeline.from_pretrained(home)(SUPPORT)
+    with pytest.raises(ValueError, match="expected a folder within that of the pipeline"):
+        MCDiPipeline.from_pretrained(home, base_model_name_or_path="./../other")(SUPPORT)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -235,3 +236,25 @@ def test_words_that_a_language_model_cannot_tell_apart() -> None:
     with pytest.raises(ValueError, match="begin with the same token"):
         mixed.add("p", dataclasses.replace(make_adapter(codec), labels=["a b", "a c"]))
     assert len(mixed) == 0
+
+
+def test_threads_take_turns() -> None:
+    """Eight threads that call, replace and add get each their own answers."""
+    backbone, codec, mixed = make()
+    adapters = {f"adapter {seed}": make_adapter(codec, seed) for seed in range(8)}
+    for name, adapter in adapters.items():
+        mixed.add(name, adapter)
+    expected = {name: mixed(TEXTS, [name] * len(TEXTS)).logits for name in adapters}
+
+    def serve(number: int) -> list[bool]:
+        name, right = f"adapter {number}", []
+        for round in range(10):
+            mixed.replace(name, adapters[name])
+            mixed.add(f"{name}, {round}", adapters[name])
+            found = mixed(TEXTS, [name] * len(TEXTS)).logits
+            right.append(torch.allclose(found, expected[name], atol=1e-5))
+        return right
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [one for own in pool.map(serve, range(8)) for one in own]
+    assert answers == [True] * 80 and len(mixed) == 88

@@ -82,7 +82,8 @@ class AdapterLayout:
             id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), requires_grad=False)
             for tensor in model.parameters()
         }
-        peft_model = get_peft_model(copy.deepcopy(model, empty), copy.deepcopy(lora_config))
+        with torch.random.fork_rng(devices=[]):  # PEFT initialises what is only counted here
+            peft_model = get_peft_model(copy.deepcopy(model, empty), copy.deepcopy(lora_config))
         modules = []
         for name, module in peft_model.base_model.model.named_modules():
             if not isinstance(module, LoraLayer):
