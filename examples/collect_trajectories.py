@@ -31,6 +31,9 @@ class DataArguments:
     domain_column: str | None = HfArg(
         default=None, help="rows are held out by domain; None: the groups are the domains"
     )
+    held_out_classes: float = HfArg(
+        default=0.0, help="a share of the classes to validate on, for a data set without domains"
+    )
     mixture: Path | None = HfArg(default=None, help="a JSON file of several sources, see read_mixture")
     mixture_root: Path | None = HfArg(default=None, help="a folder with the mixture's data sets, and excluded ones")
     dry_run: bool = HfArg(default=False, help="say what it would make and take, and train nothing")
@@ -44,7 +47,7 @@ class DataArguments:
         if self.mixture is not None:
             return read_mixture(self.mixture, self.mixture_root)
         columns = self.label_column, tuple(self.input_columns), self.group_column, self.domain_column
-        return [Source(self.dataset_name, *columns)]
+        return [Source(self.dataset_name, *columns, held_out_classes=self.held_out_classes)]
 
 
 def report(summary: dict) -> None:

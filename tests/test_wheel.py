@@ -75,7 +75,7 @@ def python(tmp_path: Path) -> Path:
 
 
 def test_three_calls_of_the_wheel(python: Path, tmp_path: Path) -> None:
-    backbone = tiny_backbone()
+    backbone = tiny_backbone("default")
     save_backbone(backbone, tmp_path / "backbone")
     write_letters(tmp_path / "source", backbone)
     file, labels, finite = json.loads(run(python, "-c", THREE_CALLS, tmp_path).splitlines()[-1])

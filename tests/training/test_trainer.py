@@ -36,11 +36,18 @@ class Runs:
         self.trajectories = collected.trajectories / "trajectories"
         self.straight, self.resumed, self.spread = root / "straight", root / "resumed", root / "spread"
         assert MCDiTrainer(training(self.straight), self.trajectories).train() == self.straight / "pipeline"
-        # What a run that was stopped after its second step leaves behind.
-        shutil.copytree(checkpoint(self.straight, 2), checkpoint(self.resumed, 2))
+        with pytest.raises(KeyboardInterrupt):
+            MCDiTrainer(training(self.resumed), self.trajectories, callbacks=[Interrupted()]).train()
         MCDiTrainer(training(self.resumed, resume_from_checkpoint="latest"), self.trajectories).train()
         options = command_line(training(self.spread, trajectories=str(self.trajectories)))
         self.printed = call(*LAUNCH, "--num_processes", 2, EXAMPLES / "train_mcdi.py", *options)
+
+
+class Interrupted(TrainerCallback):
+    """Ends a run as a user does, behind its first checkpoint."""
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -141,15 +148,15 @@ def test_callbacks_see_the_run_and_stop_it(runs: Runs, tmp_path: Path) -> None:
     watcher = Watcher()
     trainer = MCDiTrainer(training(tmp_path / "whole"), runs.trajectories, callbacks=[watcher])
     trainer.train()
-    steps = [("save", 2), ("evaluate", 3), ("save", 4), ("evaluate", 6), ("save", 6)]
+    steps = [("evaluate", 0), ("save", 2), ("evaluate", 3), ("save", 4), ("evaluate", 6), ("save", 6)]
     assert watcher.seen == [("begin", 0), *steps, ("end", 6)] and len(watcher.losses) == 6
     curve = [one for one in trainer.state.log_history if one["step"] == 3]
     accuracy = max((one["2x1"] + one["3x2"]) / 2 for one in curve)
-    assert watcher.metrics[0]["eval_accuracy"] == pytest.approx(accuracy, abs=1e-4)
+    assert watcher.metrics[1]["eval_accuracy"] == pytest.approx(accuracy, abs=1e-4)
     assert trainer.state.best_metric == max(one["eval_accuracy"] for one in watcher.metrics)
     stopped = Watcher(stop_at=1)
     folder = MCDiTrainer(training(tmp_path / "stopped"), runs.trajectories, callbacks=[stopped]).train()
-    assert stopped.seen == [("begin", 0), ("evaluate", 1), ("end", 1)]
+    assert stopped.seen == [("begin", 0), ("evaluate", 0), ("evaluate", 1), ("end", 1)]
     assert (folder / "model_index.json").exists()  # of what there was when it stopped
 
 
@@ -159,12 +166,12 @@ def test_transformers_own_early_stopping_counts_on_after_a_resume(runs: Runs, tm
     callback = EarlyStoppingCallback(early_stopping_patience=3)
     trainer = MCDiTrainer(training(tmp_path / "whole", **own), runs.trajectories, callbacks=[callback])
     trainer.train()
-    assert trainer.state.global_step == 4
-    shutil.copytree(checkpoint(tmp_path / "whole", 3), checkpoint(tmp_path / "resumed", 3))
+    assert trainer.state.global_step == 3
+    shutil.copytree(checkpoint(tmp_path / "whole", 2), checkpoint(tmp_path / "resumed", 2))
     arguments = training(tmp_path / "resumed", resume_from_checkpoint="latest", **own)
     again = MCDiTrainer(arguments, runs.trajectories, callbacks=[EarlyStoppingCallback(early_stopping_patience=3)])
     again.train()
-    assert again.state.global_step == 4
+    assert again.state.global_step == 3
 
 
 def test_a_tracker_and_the_hub_get_what_was_found(

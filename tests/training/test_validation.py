@@ -41,7 +41,7 @@ def right_answers(backbone: FrozenBackbone, adapter: GeneratedAdapter, task: Tas
 def test_a_stack_gives_each_task_what_a_call_of_the_pipeline_gives_it(make) -> None:
     pipe, backbone = make()
     examples, seen = pipe.stacked.encode(TEXTS), set()
-    for strength in (0.5, 2.0):
+    for strength in (0.5, 1.9):
         settings = {"strength": strength, "temperature": 0.0, "num_inference_steps": 3}
         expected = [right_answers(backbone, pipe(support_of(task), **settings).adapters[0], task) for task in TASKS]
         for tasks_at_once in (16, 3):
@@ -62,7 +62,7 @@ def judged_by_hand(pipe, backbone: FrozenBackbone, task: Task, seen: SupportBatc
 
 def test_the_controls_change_what_is_seen_and_the_head_is_the_task_s_own() -> None:
     pipe, backbone = tiny_pipeline()
-    examples, settings = pipe.stacked.encode(TEXTS), {"strength": 2.0, "temperature": 0.0}
+    examples, settings = pipe.stacked.encode(TEXTS), {"strength": 1.9, "temperature": 0.0}
     first, second = TASKS[1], TASKS[2]
     pair = [first, second]
     for condition in ("another task", "shuffled labels"):

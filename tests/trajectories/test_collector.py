@@ -25,18 +25,21 @@ from scripts import (
     run_each,
     save_backbone,
     start,
+    training,
     write_letters,
     write_split,
 )
 from tiny import tiny_backbone
 
 from mcdi_hf import (
+    MCDiTrainer,
     Source,
     TrajectoryArguments,
     TrajectoryCollector,
     TrajectoryFolder,
     load_trajectories,
 )
+from mcdi_hf.data.sources import load_table
 
 
 SCRIPT, NUM_TASKS = EXAMPLES / "collect_trajectories.py", 12
@@ -316,3 +319,34 @@ def test_arguments_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         setting.arguments(tmp_path / "run", **changes)
+
+
+def test_classes_are_held_out_of_a_flat_data_set(setting: Setting, tmp_path: Path) -> None:
+    """With text and label alone a generator is trained, and chosen on classes that no trajectory is of."""
+    flat = {"held_out_domains": [], "validation_domains": None, "shared_steps": 2, "num_tasks": 2}
+    name = setting.sources[0].dataset_name
+    with pytest.raises(ValueError, match="Nothing is held out.*held_out_classes for a data set without domains"):
+        TrajectoryCollector(setting.arguments(tmp_path / "made", **flat), [Source(name)])
+    assert not (tmp_path / "made").exists()
+    command = [SCRIPT, "--dataset_name", name, "--held_out_classes", "0.3"]
+    call(*command, *command_line(setting.arguments(tmp_path / "made", **flat)))
+    trajectories, made, _ = load_trajectories(str(tmp_path / "made" / "trajectories"))
+    assert "held-out classes" not in made["train_domains"]
+    trainer = MCDiTrainer(training(tmp_path / "run"), tmp_path / "made" / "trajectories")
+    assert trainer.data.domains == ["held-out classes"]
+    seen = {name for row in trajectories["classes"][:] for name in row} | set(trainer.data.rows.groups["all"])
+    judged = {name for tasks in trainer.data.validation.values() for task in tasks for name in task.classes}
+    known = load_dataset(name, split="train").features["label"].names
+    assert len(judged) >= 2 and not judged & seen and judged | seen <= set(known)
+
+
+def test_what_cannot_be_held_out_is_refused(setting: Setting) -> None:
+    name = setting.sources[0].dataset_name
+    for changes, message in (
+        ({"held_out_classes": 1.0}, "held_out_classes is 1.0: expected a share"),
+        ({"held_out_classes": 0.2, "group_column": "domain"}, "without groups: hold out domains"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Source(name, **changes)
+    with pytest.raises(ValueError, match=r"classes: holding out \d+ leaves too few"):
+        load_table([Source(name, held_out_classes=0.99)], ["train"], None)

@@ -20,7 +20,7 @@ def test_images_with_rotations_and_views(tmp_path: Path) -> None:
     folder = save_backbone(tiny_image_backbone(), tmp_path / "vit")
     write_split(tmp_path / "omniglot", "train", tiny_image_dataset(rows_per_class=8))
     own = {"pooling": "default", "rotations": True, "num_views": 2, "target_modules": ["q_proj", "v_proj"]}
-    own |= {"ways": [2, 2], "layers": [1, 2]}
+    own |= {"ways": [2, 2], "layers": [1, 2], "held_out_domains": ["hebrew"]}
     arguments = collecting(folder, tmp_path / "made", **SMALL, **own)
     source = Source(str(tmp_path / "omniglot"), "character", ("image",), "alphabet")
     TrajectoryCollector(arguments, [source]).collect()
@@ -50,7 +50,8 @@ def test_a_language_model_and_a_mixture_with_pairs(tmp_path: Path) -> None:
         rows = {column: [" ".join(random.choice(list("abcdefgh"), size=4)) for _ in labels] for column in columns}
         write_split(tmp_path / name, "train", Dataset.from_dict(rows | {"label": labels}, features=features))
     sources = [Source(str(tmp_path / "single")), Source(str(tmp_path / "pairs"), input_columns=("one", "two"))]
-    own = {"pooling": "last_token", "ways": [2, 2], "target_modules": ["q_proj", "v_proj"], "layers": [2]}
+    sources.append(Source(str(tmp_path / "single"), name="held"))
+    own = {"held_out_domains": ["held"]} | {"pooling": "last_token", "ways": [2, 2], "target_modules": ["q_proj", "v_proj"], "layers": [2]}
     TrajectoryCollector(collecting(folder, tmp_path / "made", **SMALL, **own), sources).collect()
     trajectories, made, codec = load_trajectories(str(tmp_path / "made" / "trajectories"))
     found = {(group, *sorted(classes)) for group, classes in zip(trajectories["group"][:], trajectories["classes"][:])}

@@ -15,6 +15,7 @@ from .tasks import ROTATIONS, LabelledRows, class_column, rotate_classes
 from .words import mask_words
 
 
+HELD_OUT_CLASSES = "held-out classes"  # the domain of their rows
 TEXTS = (Value("string"), Value("large_string"))
 
 
@@ -41,6 +42,8 @@ class Source:
         words (`int`, *optional*): Make of the texts a data set of masked words, so many of them, with a `ClassLabel`
             column `word`, see [`mask_words`]. Two sources with the same words have the same rows.
         mask_token (`str`, *optional*, defaults to `"[MASK]"`): What stands for a masked word.
+        held_out_classes (`float`, *optional*, defaults to 0): A share of the classes, drawn with seed 0, whose rows are of
+            the domain `"held-out classes"`, for a data set that has no domains to hold out.
         weight (`float`, *optional*, defaults to 1.0): The source's share of the tasks that are drawn, relative to that
             of the others; its groups have like shares of it.
     """
@@ -56,6 +59,7 @@ class Source:
     turned: bool = False
     words: int | None = None
     mask_token: str = "[MASK]"
+    held_out_classes: float = 0.0
     weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -63,6 +67,10 @@ class Source:
             object.__setattr__(self, "name", Path(self.dataset_name).name)
         if isinstance(self.input_columns, str) or len(self.input_columns) not in (1, 2):
             raise ValueError(f"input_columns is {self.input_columns!r}: expected a list of one column or of two.")
+        if not 0 <= self.held_out_classes < 1:
+            raise ValueError(f"held_out_classes is {self.held_out_classes}: expected a share from 0 to below 1.")
+        if self.held_out_classes and (self.group_column or self.domain_column):
+            raise ValueError(f"held_out_classes is for data sets without groups: hold out domains of {self.dataset_name}.")
         if not 0 < self.weight < float("inf"):
             raise ValueError(f"weight is {self.weight}: expected a number above 0.")
         if self.words is not None and (self.words < 2 or len(self.input_columns) > 1):
@@ -269,11 +277,28 @@ def _canonical(source: Source, table: Dataset, qualify: bool) -> Dataset:
         numbers, names = class_column(table, source.group_column, source.dataset_name)
         group = numbers, [f"{source.name}/{name}" if qualify else name for name in names]
     domain = class_column(table, source.domain_column, source.dataset_name) if source.domain_column else group
+    if source.held_out_classes:
+        domain = _hold_out_classes(source, label, domain)
     inputs = dict(zip(source.input_columns, ("input", "input_pair")))
     table = table.select_columns(list(inputs)).rename_columns(inputs)
     for column, (numbers, names) in {"label": label, "group": group, "domain": domain}.items():
         table = table.add_column(column, numbers, feature=ClassLabel(names=names))
     return table
+
+
+def _hold_out_classes(
+    source: Source, label: tuple[np.ndarray, list[str]], domain: tuple[np.ndarray, list[str]]
+) -> tuple[np.ndarray, list[str]]:
+    """The domains of rows, with those of some classes in one of their own. The names decide, so splits agree."""
+    (labels, classes), (numbers, names) = label, domain
+    count = max(2, round(source.held_out_classes * len(classes)))
+    if count > len(classes) - 2:
+        raise ValueError(
+            f"{source.dataset_name} has {len(classes)} classes: holding out {count} leaves too few to tell apart. Expected "
+            "two to be held out and two to be left at least."
+        )
+    chosen = np.random.default_rng(0).permutation(len(classes))[:count]
+    return np.where(np.isin(labels, chosen), len(names), numbers), [*names, HELD_OUT_CLASSES]
 
 
 def _with_names(table: Dataset, column: str, names: list[str]) -> Dataset:

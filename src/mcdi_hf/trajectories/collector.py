@@ -25,7 +25,7 @@ from ..data.augmentation import augmented_views
 from ..data.crossed import identities
 from ..data.encoded import EncodedExamples
 from ..data.kinds import tasks_of_kind
-from ..data.sources import Source, domains_of, inputs_of, load_table, training_table
+from ..data.sources import HELD_OUT_CLASSES, Source, domains_of, inputs_of, load_table, training_table
 from ..data.stacks import stack_sampler
 from ..data.tasks import LabelledRows, Task, check_disjoint
 from ..models.task_encoder import TaskEncoder
@@ -63,11 +63,17 @@ class TrajectoryCollector:
         }
         self.table, _, self.removed = training_table(where)
         self.rows = LabelledRows(self.table, "label", "group", None, "domain", args.min_rows)
-        if args.held_out_domains:
-            held_out = load_table(sources, ["train"], args.held_out_domains)[0]
-            held_rows = LabelledRows(held_out, "label", "group", domain_column="domain")
-            check_disjoint(training=self.rows, held_out=held_rows)
-        self.validation = _validation(args, sources) if args.validation_domains else None
+        others = [domain for domain in domains_of(sources) if domain not in where["train_domains"]]
+        held_out = list(dict.fromkeys([*args.held_out_domains, *others]))
+        if not held_out:
+            raise ValueError(
+                "Nothing is held out, so training could not tell which checkpoint is best: give held_out_domains, or "
+                "held_out_classes for a data set without domains."
+            )
+        table = load_table(sources, ["train"], held_out)[0]
+        check_disjoint(training=self.rows, held_out=LabelledRows(table, "label", "group", domain_column="domain"))
+        chosen_on = args.validation_domains or [domain for domain in held_out if domain == HELD_OUT_CLASSES]
+        self.validation = _validation(args, sources, chosen_on) if chosen_on else None
         drawn = {
             name: getattr(args, name)
             for name in ("ways", "shots", "queries_per_class", "two_way_share", "crossed_share", "seed")
@@ -88,7 +94,7 @@ class TrajectoryCollector:
                 "learning_rate": args.shared_learning_rate,
                 "own_share": args.own_share,
                 "proposed_share": args.proposed_share,
-                "validation_domains": args.validation_domains,
+                "validation_domains": chosen_on or None,
                 "validation_tasks": args.validation_tasks,
             },
             "examples_per_class": args.examples_per_class,
@@ -177,7 +183,7 @@ class TrajectoryCollector:
         known, held_out = domains_of(sources), self.args.held_out_domains
         if unknown := sorted(set(held_out) - set(known)):
             raise ValueError(f"There are no domains {unknown} to hold out: expected some of {known}.")
-        return [domain for domain in known if domain not in held_out]
+        return [domain for domain in known if domain not in [*held_out, HELD_OUT_CLASSES]]
 
     def _bar(self, description: str, total: int, unit: str) -> tqdm:
         return tqdm(total=total, desc=description, unit=unit, disable=not self.state.is_main_process, smoothing=0)
@@ -258,9 +264,11 @@ class TrajectoryCollector:
             raise OSError(f"{left}; the trajectories need {needed / 1e6:.0f} MB more. Choose another output_dir.")
 
 
-def _validation(args: TrajectoryArguments, sources: list[Source]) -> tuple[Dataset, dict[str, list[Task]]]:
-    """The rows that the shared start is chosen on, and the tasks of every kind."""
-    table = load_table(sources, ["train"], args.validation_domains)[0]
+def _validation(
+    args: TrajectoryArguments, sources: list[Source], domains: list[str]
+) -> tuple[Dataset, dict[str, list[Task]]]:
+    """The rows of the domains that the shared start is chosen on, and the tasks of every kind."""
+    table = load_table(sources, ["train"], domains)[0]
     rows = LabelledRows(table, "label", "group", domain_column="domain")
     drawn = {"seed": args.seed + 1, "count": args.num_validation_episodes}
     if not isinstance(table.features["input"], Image):
