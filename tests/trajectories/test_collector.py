@@ -332,7 +332,7 @@ def test_classes_are_held_out_of_a_flat_data_set(setting: Setting, tmp_path: Pat
     call(*command, *command_line(setting.arguments(tmp_path / "made", **flat)))
     trajectories, made, _ = load_trajectories(str(tmp_path / "made" / "trajectories"))
     assert "held-out classes" not in made["train_domains"]
-    trainer = MCDiTrainer(training(tmp_path / "run"), tmp_path / "made" / "trajectories")
+    trainer = MCDiTrainer(training(tmp_path / "run", validation_domains=None), tmp_path / "made" / "trajectories")
     assert trainer.data.domains == ["held-out classes"]
     seen = {name for row in trajectories["classes"][:] for name in row} | set(trainer.data.rows.groups["all"])
     judged = {name for tasks in trainer.data.validation.values() for task in tasks for name in task.classes}
