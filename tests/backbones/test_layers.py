@@ -56,18 +56,18 @@ def test_modules_before_or_without_a_stack_of_layers_are_refused(names: list[str
 
 
 def test_a_module_behind_the_layers_is_adapted_by_its_dotted_name() -> None:
-    model = tiny_backbone("default").model
+    backbone = tiny_backbone("default")
     targets = ["query", "output.dense", "pooler.dense"]
     self_query, attention, output = "attention.self.query", "attention.output.dense", "output.dense"
     expected = [f"bert.encoder.layer.2.{name}" for name in (self_query, attention, output)] + ["bert.pooler.dense"]
-    assert modules_to_adapt(model, targets, [2]) == expected
-    assert split_point(model, expected) == ("bert.encoder.layer", 2)
-    assert "bert.pooler.dense" not in modules_to_adapt(model, ["dense"], [2])
+    assert modules_to_adapt(backbone, targets, [2]) == expected
+    assert split_point(backbone.model, expected) == ("bert.encoder.layer", 2)
+    assert "bert.pooler.dense" not in modules_to_adapt(backbone, ["dense"], [2])
 
 
-@pytest.mark.parametrize("targets, layers", [(["q_proj"], [2]), (["query"], [7]), (["query", "pooler"], [2])])
+@pytest.mark.parametrize("targets, layers", [(["q_proj"], [2]), (["query", "pooler"], [2])])
 def test_targets_that_name_nothing_are_refused_with_what_there_is(targets: list[str], layers: list[int]) -> None:
     with pytest.raises(
         ValueError, match=r"target_modules .* name no linear module .*attention.self.query.*pooler.dense"
     ):
-        modules_to_adapt(tiny_backbone("default").model, targets, layers)
+        modules_to_adapt(tiny_backbone("default"), targets, layers)

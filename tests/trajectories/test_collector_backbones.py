@@ -51,7 +51,12 @@ def test_a_language_model_and_a_mixture_with_pairs(tmp_path: Path) -> None:
         write_split(tmp_path / name, "train", Dataset.from_dict(rows | {"label": labels}, features=features))
     sources = [Source(str(tmp_path / "single")), Source(str(tmp_path / "pairs"), input_columns=("one", "two"))]
     sources.append(Source(str(tmp_path / "single"), name="held"))
-    own = {"held_out_domains": ["held"]} | {"pooling": "last_token", "ways": [2, 2], "target_modules": ["q_proj", "v_proj"], "layers": [2]}
+    own = {"held_out_domains": ["held"]} | {
+        "pooling": "last_token",
+        "ways": [2, 2],
+        "target_modules": ["q_proj", "v_proj"],
+        "layers": [2],
+    }
     TrajectoryCollector(collecting(folder, tmp_path / "made", **SMALL, **own), sources).collect()
     trajectories, made, codec = load_trajectories(str(tmp_path / "made" / "trajectories"))
     found = {(group, *sorted(classes)) for group, classes in zip(trajectories["group"][:], trajectories["classes"][:])}

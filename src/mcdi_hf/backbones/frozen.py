@@ -67,6 +67,10 @@ class FrozenBackbone:
                 f"{type(model).__name__} has no linear head: expected one nn.Linear named "
                 f"{' or '.join(HEAD_NAMES)}, found {heads or 'none'}."
             )
+        if alike := [name for name, _ in model.named_modules() if name.endswith(heads[0]) and name != heads[0]]:
+            raise ValueError(
+                f"PEFT takes {alike} of {type(model).__name__} for its head, too: expected another pooling."
+            )
         self.model = model.eval().requires_grad_(False)
         self.model_class = type(model).__name__  # what a user loads it with
         self.processor = processor
@@ -115,6 +119,19 @@ class FrozenBackbone:
         if not Path(name).is_dir():
             commit = Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
         return cls(model, processor, name_or_path or name, pooling, max_length, commit)
+
+    @classmethod
+    def suited(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> "FrozenBackbone":
+        """Load a model with the pooling that suits it: a causal language model says the label, images and whatever
+        transformers' own classifier reads whole have `"default"`, and other encoders the mean. `kwargs` are those of
+        [`FrozenBackbone.from_pretrained`]."""
+        config = AutoConfig.from_pretrained(pretrained_model_name_or_path)
+        if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or []):
+            return cls.from_pretrained(pretrained_model_name_or_path, "last_token", **kwargs)
+        try:
+            return cls.from_pretrained(pretrained_model_name_or_path, "default", **kwargs)
+        except ValueError:  # no linear head, or no weights for what stands before it
+            return cls.from_pretrained(pretrained_model_name_or_path, "mean", **kwargs)
 
     @classmethod
     def of(cls, base_model: dict[str, Any], pretrained_model_name_or_path: str | None = None) -> "FrozenBackbone":

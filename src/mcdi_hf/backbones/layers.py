@@ -18,7 +18,12 @@ _LAYER = re.compile(r"\.(\d+)\.")  # the index of a layer in a module's name
 
 
 class _Capture(nn.Module):
-    """Keeps the states that reach a layer."""
+    """Keeps the states that reach a layer, in whose place it stands."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        if hasattr(layer, "attention_type"):  # ModernBERT and Qwen make the mask of a layer by it
+            self.attention_type = layer.attention_type
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         self.states = hidden_states
@@ -32,7 +37,7 @@ class LowerLayers:
         path, first = split_point(backbone.model, module_names)
         self.backbone = backbone
         self.place = f"{path}.{first}"
-        self.capture = _Capture()
+        self.capture = _Capture(backbone.model.get_submodule(self.place))
         model = _shared_copy(backbone.model)
         setattr(model, backbone.head_name, nn.Identity())
         parent, _, name = path.rpartition(".")
@@ -124,9 +129,9 @@ class UpperLayers:
         return features
 
 
-def _pass_on(hidden_states=None, *args, inputs_embeds=None, **kwargs) -> torch.Tensor:
+def _pass_on(*args, inputs_embeds=None, hidden_states=None, **kwargs) -> torch.Tensor:
     """The forward of a layer or an embedding that has done its work already."""
-    return hidden_states if inputs_embeds is None else inputs_embeds
+    return next(states for states in (inputs_embeds, hidden_states, *args) if states is not None)
 
 
 def _shared_copy(model: nn.Module) -> nn.Module:
@@ -135,14 +140,23 @@ def _shared_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def modules_to_adapt(model: nn.Module, targets: list[str], layers: list[int]) -> list[str]:
-    """The names of the linear modules of some layers that are called as in `targets`, by the end of their name as PEFT
-    has it. A target with a dot, such as `pooler.dense`, is taken outside of the layers, too.
+def modules_to_adapt(backbone: FrozenBackbone, targets: list[str] | None, layers: list[int] | None) -> list[str]:
+    """The names of the linear modules of some layers, by default the upper third, that are called as in `targets`, by the
+    end of their name as PEFT has it. A target with a dot, such as `pooler.dense`, is taken outside of the layers, too.
+    Without targets they are all of the layers, and what is between these and the head.
 
     Raises:
-        `ValueError`: when a target names none; the message has the names that there are.
+        `ValueError`: when a layer is not there, or a target names no module; the message has the names that there are.
     """
-    linear = {name: _LAYER.search(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    modules = [(name, module) for name, module in backbone.model.named_modules() if name != backbone.head_name]
+    linear = {name: _LAYER.search(name) for name, module in modules if isinstance(module, nn.Linear)}
+    count = 1 + max(int(layer[1]) for layer in linear.values() if layer)
+    if layers is None:
+        layers = list(range(count - -(-count // 3), count))
+    if unknown := [layer for layer in layers if not 0 <= layer < count]:
+        raise ValueError(f"layers has {unknown}: the backbone has the layers 0 to {count - 1}.")
+    if targets is None:
+        return [name for name, layer in linear.items() if layer is None or int(layer[1]) in layers]
     found, used = [], set()
     for name, layer in linear.items():
         own = [one for one in targets if f".{name}".endswith(f".{one}") and (layer or "." in one)]

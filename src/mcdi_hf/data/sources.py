@@ -70,7 +70,9 @@ class Source:
         if not 0 <= self.held_out_classes < 1:
             raise ValueError(f"held_out_classes is {self.held_out_classes}: expected a share from 0 to below 1.")
         if self.held_out_classes and (self.group_column or self.domain_column):
-            raise ValueError(f"held_out_classes is for data sets without groups: hold out domains of {self.dataset_name}.")
+            raise ValueError(
+                f"held_out_classes is for data sets without groups: hold out domains of {self.dataset_name}."
+            )
         if not 0 < self.weight < float("inf"):
             raise ValueError(f"weight is {self.weight}: expected a number above 0.")
         if self.words is not None and (self.words < 2 or len(self.input_columns) > 1):

@@ -40,17 +40,19 @@ class TrajectoryArguments:
         default="sentence-transformers/all-MiniLM-L6-v2", help="the backbone: a Hub id or a folder"
     )
     base_model_name: str | None = HfArg(default=None, help="the name that adapters record it by; None: the same")
-    pooling: Literal["mean", "default", "last_token"] = HfArg(
-        default="default", help="what a head reads: default is the class of transformers, as it is"
+    pooling: Literal["mean", "default", "last_token"] | None = HfArg(
+        default=None,
+        help="what a head reads: default is the class of transformers, as it is; None: what suits the model",
     )
     max_length: int = HfArg(default=64, help="longer texts are cut to so many tokens")
     rank: int = HfArg(default=8, help="LoRA's r")
     lora_alpha: int = HfArg(default=16, help="LoRA's alpha; the update is scaled by alpha / r")
-    target_modules: list[str] = HfArg(
-        default_factory=lambda: ["query", "key", "value", "dense"],
-        help="ends of the names of LoRA's modules in the layers; one with a dot, such as pooler.dense, stands outside, too",
+    target_modules: list[str] | None = HfArg(
+        default=None,
+        help="ends of the names of LoRA's modules in the layers; one with a dot, such as pooler.dense, stands outside, "
+        "too; None: all linear ones, and those before the head",
     )
-    layers: list[int] = HfArg(default_factory=lambda: [4, 5], help="indices of the adapted layers")
+    layers: list[int] | None = HfArg(default=None, help="indices of the adapted layers; None: the upper third")
     cache_dir: Path | None = HfArg(default=None, help="keep what the frozen lower layers make here, not in memory")
     mixed_precision: Literal["no", "bf16"] = HfArg(default="no", help="bf16 runs the backbone in bfloat16")
     # shared start

@@ -284,14 +284,18 @@ def _as_json(description: dict) -> dict:
 def _adapted_backbone(args: TrajectoryArguments, device: torch.device) -> tuple[StackedLora, AdapterCodec]:
     place = args.pretrained_model_name_or_path
     name = args.base_model_name or place
-    backbone = FrozenBackbone.from_pretrained(place, args.pooling, name, args.max_length, dtype=torch.float32)
+    own = {"name_or_path": name, "max_length": args.max_length, "dtype": torch.float32}
+    if args.pooling is None:
+        backbone = FrozenBackbone.suited(place, **own)
+    else:
+        backbone = FrozenBackbone.from_pretrained(place, args.pooling, **own)
     backbone.model.to(device)
     task_type = "CAUSAL_LM" if backbone.is_causal_lm else "SEQ_CLS"
     lora_config = LoraConfig(
         task_type=None if backbone.reads_images else task_type,  # PEFT has none for images
         r=args.rank,
         lora_alpha=args.lora_alpha,
-        target_modules=modules_to_adapt(backbone.model, args.target_modules, args.layers),
+        target_modules=modules_to_adapt(backbone, args.target_modules, args.layers),
         modules_to_save=[backbone.head_name] if backbone.reads_images else None,
     )
     codec = AdapterCodec.from_backbone(backbone, lora_config)
