@@ -42,8 +42,9 @@ from mcdi_hf import FrozenBackbone
 from mcdi_hf.backbones.layers import modules_to_adapt
 
 
-SIZES = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
-DISTILBERT = {"vocab_size": 31, "dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 32}
+WIDE = {"initializer_range": 0.3}  # with their own initialisation all examples look alike
+SIZES = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32, **WIDE}
+DISTILBERT = {"vocab_size": 31, "dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 32, **WIDE}
 PIXELS = {"image_size": 8, "patch_size": 4}
 WORDS = SIZES | {"vocab_size": 31}
 # What a checkpoint on the Hub is, the pooling that suits it, and how many modules two of its four layers have.
@@ -70,11 +71,7 @@ FAMILIES: dict[str, tuple[Callable, str, int]] = {
 def test_defaults_suit_the_model_and_a_stack_says_what_peft_says(family: str, tmp_path: Path) -> None:
     make, pooling, count = FAMILIES[family]
     torch.manual_seed(0)
-    model = make()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.6)  # with their own initialisation all examples look alike
-    model.save_pretrained(tmp_path)
+    make().save_pretrained(tmp_path)
     if pooling == "last_token":
         tiny_language_model().processor.save_pretrained(tmp_path)
     elif family in ("vit", "dinov2"):
@@ -98,8 +95,8 @@ def test_defaults_suit_the_model_and_a_stack_says_what_peft_says(family: str, tm
         adapter.tensors[key] = 10 * torch.randn(adapter.tensors[key].shape, generator=seeded(1))
     stack = {key: value.unsqueeze(0) for key, value in adapter.tensors.items()}
     found = pipe.stacked.logits(stack, pipe.encode_support(support))[0]
-    torch.testing.assert_close(found, logits_in_peft(backbone, adapter, examples), rtol=1e-5, atol=1e-5)
-    assert (found - found.mean(dim=0)).abs().max() > 1e-4
+    torch.testing.assert_close(found, logits_in_peft(backbone, adapter, examples), rtol=1e-4, atol=1e-4)
+    assert (found - found.mean(dim=0)).abs().max() > 1e-3
 
 
 def test_a_layer_that_is_not_there_is_named() -> None:
