@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from fake_hub import FakeHub
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
 from scripts import (
@@ -190,6 +191,13 @@ def test_a_tracker_and_the_hub_get_what_was_found(
     assert list((tmp_path / "run" / "mcdi").glob("events*"))
     pushed = MCDiPipeline.from_pretrained("tester/mcdi")
     assert pushed.config.strength == MCDiPipeline.from_pretrained(tmp_path / "copy").config.strength
+    card = ModelCard.load("tester/mcdi")
+    best = [one for one in trainer.state.log_history if one.get("kept")][-1]
+    for kind in ("2x1", "3x2"):
+        row = [trainer.state.log_history[0][kind]] + [best[kind + one] for one in ("", ", shuffled labels", ", another task")]
+        assert f"| {kind} | {' | '.join(f'{value:.3f}' for value in row)} |" in card.text
+    assert 'from_pretrained("tester/mcdi")' in card.text and card.data.library_name == "diffusers"
+    assert not any(str(place) in card.content for place in (tmp_path, collected.trajectories.parent))
     with pytest.raises(ValueError, match="expected the same columns"):
         MCDiTrainer(training(tmp_path / "other"), folder, [Source(str(moved))], backbone)
 

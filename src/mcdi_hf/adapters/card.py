@@ -2,7 +2,6 @@
 
 import json
 import re
-from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -27,10 +26,8 @@ def adapter_card(
     pipeline_tag, task = TASKS.get(kind, ("text-classification",) * 2)
     tags = ["peft", "lora", "mcdi", task]
     data = ModelCardData(library_name="peft", license=license, pipeline_tag=pipeline_tag, tags=tags)
-    with suppress(HFValidationError):
-        if not Path(base).is_dir():  # the Hub refuses a folder here, and what is no id
-            validate_repo_id(base)
-            data.base_model, data.base_model_relation = base, "adapter"
+    if is_hub_id(base):
+        data.base_model, data.base_model_relation = base, "adapter"
     examples = json.dumps(support, ensure_ascii=False, indent=1)
     return ModelCard.from_template(
         data,
@@ -47,3 +44,12 @@ def adapter_card(
         **{name: base_model.get(name) for name in ("revision", "fingerprint", "max_length")},
         **details,
     )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a card may name a backbone: the Hub refuses a folder there, and what is no id."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).is_dir()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, get_scheduler
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, ExportableState
@@ -28,6 +29,7 @@ from .arguments import MCDiTrainingArguments
 from .batches import TrajectoryBatches
 from .diagnostics import diagnose
 from .objective import OBJECTIVES, ConditionalDenoiser, local_consistency_loss
+from .pipeline_card import pipeline_card
 from .reptile import reptile_step
 from .task_loss import TaskLoss
 from .training_data import TrainingData
@@ -172,7 +174,10 @@ class MCDiTrainer:
                 self.accelerator.init_trackers("mcdi", config={key: str(value) for key, value in vars(args).items()})
             self._loop()
             if args.push_to_hub and self.accelerator.is_main_process:
-                MCDiPipeline.from_pretrained(folder).push_to_hub(args.hub_model_id)
+                api = HfApi()
+                api.create_repo(args.hub_model_id, exist_ok=True)
+                # with the card, in whose place diffusers would push one of its own
+                api.upload_folder(repo_id=args.hub_model_id, folder_path=folder, commit_message="Upload pipeline")
             for tracker in self.accelerator.trackers:
                 tracker.finish()
             self.accelerator.wait_for_everyone()
@@ -268,12 +273,17 @@ class MCDiTrainer:
             accuracy = float(np.mean([scores[kind] for kind in self.data.validation]))
             found[strength] = accuracy + scores.get("label_reading", 0.0) / 2, scores
             self._note({"strength": strength} | scores | diagnostics)
+        points = dict(zip(args.strengths, state.log_history[-len(args.strengths) :]))
         best = max(found, key=lambda strength: found[strength][0])
         accuracy, scores = found[best]
         improved = state.best_metric is None or accuracy > state.best_metric
+        points[best]["kept"] = improved
         if improved and self.accelerator.is_main_process:
             self.pipe.register_to_config(strength=best)
             self.pipe.save_pretrained(args.output_dir / "pipeline")
+            self._write("curve.json", json.dumps(state.log_history, indent=1))
+            card = pipeline_card(args.hub_model_id or "pipeline", args, self.data, state.log_history)
+            self._write("pipeline/README.md", card.content)
         metrics = {"accuracy": accuracy, "strength": best} | scores | diagnostics
         self._call("on_evaluate", metrics={f"eval_{name}": value for name, value in metrics.items()})
         if improved:  # after the callbacks, which hold what was found against the best before
@@ -296,8 +306,10 @@ class MCDiTrainer:
         self.state.log_history.append({"step": step} | {name: round(value, 4) for name, value in found.items()})
         if self.accelerator.is_main_process:
             tqdm.write(json.dumps(self.state.log_history[-1]))
-            text = json.dumps(self.state.log_history, indent=1)
-            write_file(self.args.output_dir / "curve.json", lambda file: file.write(text.encode()))
+            self._write("curve.json", json.dumps(self.state.log_history, indent=1))
+
+    def _write(self, name: str, text: str) -> None:
+        write_file(self.args.output_dir / name, lambda file: file.write(text.encode()))
 
     def _own_task_loss(self, model: torch.nn.Module) -> torch.Tensor:
         """This process's share of the weighted task loss on tasks that no step before had."""

@@ -4,7 +4,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescripti
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
@@ -68,7 +68,7 @@ def _read_config(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
 
 def _read(kind: Any, value: Any, name: str) -> Any:
     """The value as its annotation wants it."""
-    if isinstance(kind, UnionType):
+    if get_origin(kind) in (UnionType, Union):  # `Literal[...] | None` is the latter
         return None if value is None else _read(get_args(kind)[0], value, name)
     if get_origin(kind) is list and isinstance(value, list | tuple):
         return [_read(get_args(kind)[0], one, name) for one in value]
