@@ -9,7 +9,6 @@ from fold import Fold
 from methods import METHODS
 from methods.controls import noised, pca_samples
 from methods.gradient_lora import all_data_tasks, lora_accuracies
-from methods.logistic import fit_logistic
 from methods.nearest import nearest_coefficients
 from safetensors.torch import load_file
 from splits import Split, sources_below
@@ -17,6 +16,7 @@ from timing import median_seconds
 from tiny import assert_close, random_adapters, seeded
 
 from mcdi_hf import Task, train_shared_adapter
+from mcdi_hf.adapters.logistic import fit_logistic
 from mcdi_hf.trajectories.shared import SharedStart
 
 

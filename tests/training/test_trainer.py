@@ -194,7 +194,9 @@ def test_a_tracker_and_the_hub_get_what_was_found(
     card = ModelCard.load("tester/mcdi")
     best = [one for one in trainer.state.log_history if one.get("kept")][-1]
     for kind in ("2x1", "3x2"):
-        row = [trainer.state.log_history[0][kind]] + [best[kind + one] for one in ("", ", shuffled labels", ", another task")]
+        row = [trainer.state.log_history[0][kind]] + [
+            best[kind + one] for one in ("", ", shuffled labels", ", another task")
+        ]
         assert f"| {kind} | {' | '.join(f'{value:.3f}' for value in row)} |" in card.text
     assert 'from_pretrained("tester/mcdi")' in card.text and card.data.library_name == "diffusers"
     assert not any(str(place) in card.content for place in (tmp_path, collected.trajectories.parent))
