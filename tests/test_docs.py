@@ -13,6 +13,7 @@ from mcdi_hf import MCDiTrainingArguments, TrajectoryArguments
 
 
 ROOT = Path(__file__).parents[1]
+COMMANDS = ROOT / "src" / "mcdi_hf" / "commands"
 FOLDERS = (".", "docs", "examples", "examples/benchmark", "examples/reproduce", "model_cards")
 PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md")) if page.name != "CHANGELOG.md"]
 # Files of the commit that most figures are of. A page may name one where it names the commit.
@@ -45,9 +46,11 @@ def test_a_page_points_to_what_is_there(page: Path) -> None:
 
 def flags_of(script: Path) -> set[str]:
     """The flags of a script: those that it adds to a parser, and the fields of the dataclasses that it parses into."""
+    if command := re.search(r"^main\(\[\"(\w+)\"", script.read_text(), re.MULTILINE):
+        script = COMMANDS / f"{command[1]}.py"  # the example hands its arguments on
     tree = ast.parse(script.read_text())
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    found = set(re.findall(r"add_argument\(\s*\"(--\w+)\"", script.read_text()))
+    found = set(re.findall(r"add(?:_argument)?\(\s*\"(--\w+)\"", script.read_text()))
     found |= {"--config"} if "parse_arguments" in names else set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
@@ -63,8 +66,13 @@ def test_the_commands_of_a_page_have_flags_that_there_are(page: Path) -> None:
     fences = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
     for command in "".join(fences).replace("\\\n", " ").splitlines():
         words = shlex.split(command, comments=True)
-        for script in (ROOT / word for word in words if word.startswith("examples/") and word.endswith(".py")):
-            used = {word for word in words[words.index(str(script.relative_to(ROOT))) :] if word.startswith("--")}
+        scripts = [(word, ROOT / word) for word in words if word.startswith("examples/") and word.endswith(".py")]
+        pairs = zip(words, words[1:])
+        scripts += [
+            (name, COMMANDS / f"{name}.py") for one, name in pairs if one in ("mcdi-hf", "mcdi_hf") and name[0] != "-"
+        ]
+        for word, script in scripts:
+            used = {flag for flag in words[words.index(word) :] if flag.startswith("--")}
             assert not used - flags_of(script)
 
 

@@ -290,7 +290,8 @@ class MCDiTrainer:
             state.best_metric = accuracy
         self.model.train()
         self.ema.restore(self.model.parameters())
-        if largest := {name: norm for name, norm in diagnostics.items() if not norm < LARGEST_NORM}:
+        largest = {name: norm for name, norm in diagnostics.items() if not norm < LARGEST_NORM}
+        if largest and state.global_step:  # before training they are those of the proposals
             raise FloatingPointError(
                 f"Meta-training diverged at step {state.global_step}: {largest}. Lower the learning rates, or clip with "
                 f"max_grad_norm; resume_from_checkpoint goes on from before."

@@ -71,11 +71,11 @@ class TrajectoryArguments:
     num_validation_episodes: int = HfArg(default=40, help="validation tasks of each kind")
     validation_steps: int = HfArg(default=200, help="steps from one validation and checkpoint to the next")
     # trajectories
-    learning_rate: float = HfArg(default=0.05, help="AdamW's, for the tasks' coefficients")
+    learning_rate: float = HfArg(default=0.15, help="AdamW's, for the tasks' coefficients")
     adam_weight_decay: float = HfArg(default=0.0, help="AdamW's, for the tasks")
     lr_scheduler: Literal[*LR_SCHEDULERS] = HfArg(default="linear", help="a schedule of transformers")
     lr_warmup_steps: int = HfArg(default=0, help="steps in which the learning rate rises from 0")
-    max_train_steps: int = HfArg(default=12, help="steps of a task's optimiser")
+    max_train_steps: int = HfArg(default=24, help="steps of a task's optimiser")
     num_targets: int = HfArg(default=3, help="local targets kept of a trajectory")
     sam_rho: float = HfArg(default=0.0, help="sharpness-aware minimisation's step; 0 is without")
     stack_size: int = HfArg(default=16, help="tasks that are optimised at once; more are no faster on a CPU")

@@ -35,11 +35,11 @@ class TrajectorySettings:
         mixed_precision (`str`): `"bf16"` runs the upper layers in bfloat16; `"no"` does not.
     """
 
-    num_steps: int = 12
+    num_steps: int = 24
     num_targets: int = 3
     shots: tuple[int, int] = (1, 16)
     queries: int = 8
-    learning_rate: float = 0.05
+    learning_rate: float = 0.15
     weight_decay: float = 0.0
     lr_scheduler: str = "linear"
     lr_warmup_steps: int = 0
