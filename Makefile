@@ -44,7 +44,7 @@ clean: ## Remove the environment and the caches
 $(INSTALLED): setup.cfg constraints.txt pyproject.toml
 	@$(VENV)/bin/python -m pip --version > /dev/null 2>&1 || $(MAKE) --no-print-directory environment
 	@echo "Installing mcdi_hf and the tested versions of its dependencies into $(VENV). This takes some minutes, once."
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[train,test,quality,examples]"
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[train,test,quality,serve,examples]"
 	@touch $@
 
 environment:

@@ -1,6 +1,7 @@
 """Every Python block of the pages runs as printed: page by page, one after the other, in one process each."""
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -24,13 +25,18 @@ from mcdi_hf import MCDiPipeline, MCDiTrainingArguments, TrajectoryArguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/*.md"))]
+PAGES += ["examples/first_adapter.ipynb"]
 PAGES += sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("model_cards/*/README.md"))
 TRAINING = re.compile("TrajectoryArguments|MCDiTrainingArguments|load_trajectories")
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def blocks(page: str, training: bool) -> list[str]:
-    found = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    text = (ROOT / page).read_text()
+    if page.endswith(".ipynb"):
+        found = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    else:
+        found = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     return [block for block in found if bool(TRAINING.search(block)) == training]
 
 

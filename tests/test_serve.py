@@ -1,0 +1,98 @@
+"""The HTTP server under load: 32 clients at once, every answer compared."""
+
+import json
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import seeded, tiny_pipeline
+
+from mcdi_hf import MCDiPipeline
+
+
+pytest.importorskip("fastapi")
+uvicorn = pytest.importorskip("uvicorn")
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+TEXTS = ["a b c", "x y", "z", "k l m", "b"]
+SUPPORTS = {
+    "shop": {"refund": ["a b", "b a"], "delivery": ["x y z"]},
+    "home": {"lights": ["k l"], "music": ["m n"], "heating": ["z z"]},
+}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> MCDiPipeline:
+    pipe, _ = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def address(pipe: MCDiPipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from serve import make_app
+
+    folder = tmp_path_factory.mktemp("adapters")
+    for name, support in SUPPORTS.items():
+        pipe(support, generator=seeded()).adapters[0].save_pretrained(folder / name)
+    server = uvicorn.Server(uvicorn.Config(make_app(pipe, folder), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+def ask(address: str, path: str, body: Any = None, method: str | None = None) -> Any:
+    content = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(address + path, content, {"content-type": "application/json"}, method=method)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def test_32_clients_at_once_get_each_their_own_answers(pipe: MCDiPipeline, address: str) -> None:
+    adapters = {name: pipe(support, generator=seeded()).adapters[0] for name, support in SUPPORTS.items()}
+    expected = {name: pipe.predict(adapter, TEXTS) for name, adapter in adapters.items()}
+
+    def client(number: int) -> int:
+        """Ask, and make and drop adapters of this client's own in between."""
+        own, right = f"client {number}", 0
+        for turn in range(4):
+            ask(address, f"/adapters/client%20{number}", SUPPORTS["home"], "PUT")
+            for name, like in (("shop", "shop"), ("home", "home"), (own, "home")):
+                found = ask(address, "/predict", {"adapter": name, "texts": TEXTS})
+                for one, wanted in zip(found, expected[like], strict=True):
+                    right += one["label"] == wanted["label"] and abs(one["score"] - wanted["score"]) < 1e-3
+            ask(address, f"/adapters/client%20{number}", method="DELETE")
+        return right
+
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(client, range(32))) == [4 * 3 * len(TEXTS)] * 32
+    assert ask(address, "/adapters") == sorted(SUPPORTS)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "method", "code", "said"),
+    [
+        ("/predict", {"adapter": "shpo", "texts": ["a"]}, "POST", 404, "such as ['shop'"),
+        ("/predict", {"adapter": "shop", "texts": []}, "POST", 422, "at least 1"),
+        ("/predict", {"adapter": "shop", "texts": ["a"] * 257}, "POST", 422, "at most 256"),
+        ("/predict", {"adapter": "shop", "texts": ["a" * 10_001]}, "POST", 422, "at most 10000"),
+        ("/adapters/x", {"one": ["a"]}, "PUT", 422, "at least 2"),
+        ("/adapters/x", {"one": ["a"], "two": [" "]}, "PUT", 422, "expected a text that is not empty"),
+        ("/adapters/x", None, "DELETE", 404, "no adapters ['x']"),
+    ],
+)
+def test_wrong_requests_are_told(address: str, path: str, body: Any, method: str, code: int, said: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as error:
+        ask(address, path, body, method)
+    assert error.value.code == code and said in error.value.read().decode()
