@@ -7,7 +7,7 @@ SOURCES := examples src tests
 CHOOSE := Install Python 3.11 or newer, or name one: make PYTHON=python3.12 ...
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart release release-check test reliability quality style clean environment
+.PHONY: help quickstart release release-check test reliability docs quality style clean environment
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -21,11 +21,14 @@ release: $(INSTALLED) ## Make model_cards/mcdi-minilm-text anew: make release DA
 release-check: $(INSTALLED) ## Load each release, generate, check its card; measure it again with DATA=<folder of data sets>
 	$(VENV)/bin/python examples/reproduce/release_check.py $(if $(DATA),--data_root $(DATA))
 
-test: quality ## Check the style and the imports, and run the tests
+test: quality docs ## Check the style and the imports, build the site, and run the tests
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 reliability: $(INSTALLED) ## Try faults and hostile inputs, and write the counts into docs/reliability.md
 	$(VENV)/bin/python examples/reproduce/reliability.py
+
+docs: $(INSTALLED) ## Build the site of docs/ into build/site, strictly
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --clean --site-dir build/site
 
 quality: $(INSTALLED) ## Check the style and the imports only
 	$(RUFF) check $(SOURCES)
@@ -44,7 +47,7 @@ clean: ## Remove the environment and the caches
 $(INSTALLED): setup.cfg constraints.txt pyproject.toml
 	@$(VENV)/bin/python -m pip --version > /dev/null 2>&1 || $(MAKE) --no-print-directory environment
 	@echo "Installing mcdi_hf and the tested versions of its dependencies into $(VENV). This takes some minutes, once."
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[train,test,quality,serve,examples]"
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[train,test,quality,docs,serve,examples]"
 	@touch $@
 
 environment:

@@ -86,3 +86,10 @@ def test_the_snippets_of_a_page_are_python_and_import_what_there_is(page: Path) 
 
 def test_the_pages_are_found() -> None:
     assert {"README.md", "CONTRIBUTING.md", "training.md"} <= {page.name for page in PAGES}
+
+
+def test_every_public_name_is_in_the_reference_with_an_example() -> None:
+    pages = [page.read_text() for page in (ROOT / "docs" / "api").glob("*.md")]
+    shown = re.findall(r"^::: mcdi_hf\.(\w+)$", "\n".join(pages), re.MULTILINE)
+    assert sorted(shown) == sorted(mcdi_hf.__all__)
+    assert not [name for name in shown if "Example" not in (getattr(mcdi_hf, name).__doc__ or "")]

@@ -30,6 +30,8 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         base_model (`dict`): `name_or_path`, `revision`, `fingerprint`, `pooling`, `max_length` and `model_class` of
             the backbone that the adapters are for.
         head (`dict`, *optional*): The fields of [`RidgeHead`]; by default its defaults.
+
+    Example: `codec.decode(codec.encode(z), support, stacked)` gives whole adapters of coefficients z
     """
 
     _keep_in_fp32_modules = ["basis", "std"]

@@ -69,6 +69,8 @@ class GeneratedAdapter:
         details ([`GenerationDetails`]): How it was made.
         support (`dict[str, list]`, *optional*): Label -> texts or pairs of texts that it was generated from. They are
             written nowhere unless asked for.
+
+    Example: `GeneratedAdapter.from_pretrained("me/my-adapter").predict(["my parcel is late"])`
     """
 
     tensors: dict[str, torch.Tensor]

@@ -56,6 +56,9 @@ class AdapterLayout:
         modules (`list[LoraModule]`): The adapted modules, in the backbone's order.
         head_name (`str`, *optional*): The linear head that the adapter replaces; without one it is LoRA only.
         feature_dim (`int`): The width that the backbone's head reads.
+
+    Example: `AdapterLayout.from_model(model, LoraConfig(task_type="SEQ_CLS",
+    target_modules=["query"])).shapes(ways=3)`
     """
 
     def __init__(self, modules: list[LoraModule], head_name: str | None, feature_dim: int) -> None:

@@ -21,6 +21,8 @@ class StackedLora:
     Rows come adapter by adapter: `N * b` rows are `b` rows for each adapter. Gradients of a summed loss are those
     of N separate runs, since no adapter sees another's rows. The layers below the first adapted one run once per
     example.
+
+    Example: `StackedLora(backbone, codec.layout).logits(tensors, batch)` for many adapters at once
     """
 
     def __init__(self, backbone: FrozenBackbone, layout: AdapterLayout) -> None:

@@ -50,6 +50,8 @@ class FrozenBackbone:
             causal language model.
         max_length (`int`, *optional*, defaults to 64): Longer texts are cut to so many tokens.
         revision (`str`, *optional*): The commit of the Hub that the weights are of.
+
+    Example: `FrozenBackbone.suited("sentence-transformers/all-MiniLM-L6-v2").inputs(["a text"])`
     """
 
     def __init__(

@@ -12,6 +12,8 @@ class MeanPooledConfig(PreTrainedConfig):
     """Configuration of [`MeanPooledForSequenceClassification`].
 
     `backbone_config` is its encoder's, an object or a `dict` with a `model_type`; by default that of BERT.
+
+    Example: `MeanPooledConfig(backbone_config={"model_type": "bert"}, num_labels=3)`
     """
 
     model_type = "mean_pooled"
@@ -30,6 +32,9 @@ class MeanPooledForSequenceClassification(PreTrainedModel):
 
     Transformers' own classifier reads the first token, which a sentence encoder was never trained to fill. The encoder
     lives in `backbone`, so that the plain classifier refuses an adapter made for this class.
+
+    Example: `MeanPooledForSequenceClassification.from_backbone("sentence-transformers/all-MiniLM-L6-v2",
+    num_labels=3)`
     """
 
     config_class = MeanPooledConfig

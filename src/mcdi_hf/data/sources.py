@@ -46,6 +46,8 @@ class Source:
             the domain `"held-out classes"`, for a data set that has no domains to hold out.
         weight (`float`, *optional*, defaults to 1.0): The source's share of the tasks that are drawn, relative to that
             of the others; its groups have like shares of it.
+
+    Example: `Source("clinc150", label_column="intent", group_column="domain")`
     """
 
     dataset_name: str
@@ -137,7 +139,10 @@ class Source:
 
 def read_mixture(path: str | Path, root: str | Path | None = None) -> list[Source]:
     """Read a JSON list of the fields of [`Source`]. `root` is a folder with a folder for each `dataset_name`;
-    without it the names stand as they are."""
+    without it the names stand as they are.
+
+    Example: `read_mixture("examples/reproduce/mixtures/text.json", root="data")`
+    """
     sources = [Source.from_dict(values) for values in json.loads(Path(path).read_text())]
     if root is None:
         return sources

@@ -20,6 +20,8 @@ class Task:
         support (`tuple[tuple[int, ...], ...]`): For each class the rows to learn from.
         query (`tuple[tuple[int, ...], ...]`): For each class the rows to be judged on; none is in `support`.
         group (`str`): The group that the classes are of.
+
+    Example: `Task(classes=("yes", "no"), support=((0, 1), (2,)), query=((3,), (4,)), group="all")`
     """
 
     classes: tuple[str, ...]
@@ -44,6 +46,8 @@ class LabelledRows:
         groups (`dict[str, dict[str, np.ndarray]]`): Group -> class -> row numbers.
         origins (`set[tuple[str, str, str]]`): Domains, groups and classes as [`check_disjoint`] compares them: a class
             that [`rotate_classes`] made counts as the one that it was turned from.
+
+    Example: `LabelledRows(dataset, "intent", group_column="domain").groups["banking"]["refund"]` are row numbers
     """
 
     def __init__(
@@ -93,6 +97,8 @@ class EpisodeSampler:
         query_rows (`LabelledRows`, *optional*): Where the query comes from, if it is another split than the support.
         weights (`dict[str, float]`, *optional*): How often each group is drawn, relative to the others; by default all
             alike.
+
+    Example: `EpisodeSampler(rows, ways=(2, 5), shots=(1, 16), queries=8)[0]` is a [`Task`]
     """
 
     def __init__(
@@ -186,6 +192,8 @@ def rotate_classes(
     len(angles)) * rows` rows: those of the data set, then the copies of all of them for each angle in turn, of the
     classes `"NAME rotated ANGLE"`. Splits are made first and rotated after; the column `LABEL_unrotated` keeps the
     first classes, and [`check_disjoint`] goes by it.
+
+    Example: `rotate_classes(omniglot, "image", "character")` has four times the rows and classes
     """
     labels, names = class_column(dataset, label_column)
     unrotated = _unrotated(label_column)

@@ -63,6 +63,8 @@ class MCDiDenoiser(ModelMixin, ConfigMixin):
         ff_mult (`int`, *optional*, defaults to 2): Width of the feed-forward layer, in multiples of `dim`.
         residual (`bool`, *optional*, defaults to `True`): Whether the answer is added to the proposal, which suits a
             scheduler whose `prediction_type` is `"sample"`: an untrained denoiser then answers with the proposal.
+
+    Example: `MCDiDenoiser.from_layout(codec.layout, cond_dim=256, dim=128)`
     """
 
     _supports_gradient_checkpointing = True

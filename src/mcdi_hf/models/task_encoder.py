@@ -44,6 +44,9 @@ class TaskEncoder(ModelMixin, ConfigMixin):
         dim (`int`, *optional*, defaults to 256): Width of the tokens that are made.
         num_directions (`int`, *optional*, defaults to 192): How many directions are learnt.
         num_prototypes (`int`, *optional*, defaults to 1): How many prototypes there are.
+
+    Example: `encoder(seen.features, seen.gradients, seen.labels, seen.class_mask).proposal` for `seen =
+    pipe.encode_support(support)`
     """
 
     @register_to_config

@@ -60,6 +60,9 @@ class MCDiPipeline(DiffusionPipeline):
 
     Attributes:
         revision (`str`, *optional*): The commit of the Hub that the pipeline was loaded from.
+
+    Example: `MCDiPipeline.from_pretrained("model_cards/mcdi-minilm-text")({"yes": ["sure"], "no":
+    ["never"]}).adapters[0]`
     """
 
     revision: str | None = None

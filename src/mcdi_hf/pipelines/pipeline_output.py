@@ -44,6 +44,8 @@ class MCDiPipelineOutput(BaseOutput):
         adapters (`list[GeneratedAdapter]` or `torch.Tensor`): One a task, the mean of its candidates; a tensor of
             shape `(tasks, numbers)` for `output_type="pt"` and of shape `(tasks, tokens, token_dim)` for `"latent"`.
         draws ([`Draws`]): How they were drawn, for [`MCDiPipeline.select`] and [`MCDiPipeline.refine`].
+
+    Example: `pipe(support).adapters[0].save_pretrained("my-adapter")`
     """
 
     adapters: list[GeneratedAdapter] | torch.Tensor

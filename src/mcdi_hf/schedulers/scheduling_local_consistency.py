@@ -65,6 +65,8 @@ class LocalConsistencyScheduler(SchedulerMixin, ConfigMixin):
         loss_weighting (`str`, *optional*, defaults to `"local"`): `"local"` is the paper's loss under every prediction
             type; `"unit"` weighs every target to unit variance, see [`get_loss_weight`].
         segment_starts (`str`, *optional*, defaults to `"local"`): `"global"` puts all boundaries at 0, not at tau_i.
+
+    Example: `scheduler.add_noise(targets, noise, timesteps, segments)`, and at use `scheduler.set_timesteps(4)`
     """
 
     _compatibles = ["DDPMScheduler", "DDIMScheduler"]

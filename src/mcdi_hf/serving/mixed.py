@@ -24,6 +24,8 @@ class MixedAdaptersOutput(BaseOutput):
         logits (`torch.Tensor` of shape `(rows, classes)`): As wide as the adapter with the most classes among those
             named; minus infinity where a row's has fewer.
         labels (`list[str]`): Each row's likeliest class, by its name.
+
+    Example: `mixed(["where is my parcel"], ["shop"]).labels`
     """
 
     logits: torch.Tensor
@@ -37,6 +39,9 @@ class MixedAdapters:
     All adapters lie in two tensors, a row each: one of LoRA matrices, one of heads. When all rows are taken, their
     number doubles. A causal language model's adapters have no head: the verbalizer of their labels stands in for
     it. Threads may call, add and drop as they like: they take turns.
+
+    Example: `mixed = MixedAdapters(pipe.backbone, pipe.codec.layout); mixed.add("shop", adapter); mixed(["a text"],
+    ["shop"])`
     """
 
     def __init__(self, backbone: FrozenBackbone, layout: AdapterLayout) -> None:

@@ -20,6 +20,8 @@ class AdapterSlot:
     The parameters are looked up once, so whatever holds them goes on with the new adapter. An adapter that is
     deleted and added anew has new parameters and needs a new slot. `adapter_name` must be the active adapter, since
     the model's labels become those of what is swapped in.
+
+    Example: `slot = AdapterSlot(adapter.load_into(model)); slot.swap("me/other-adapter")`
     """
 
     def __init__(self, model: PeftModel, adapter_name: str = "default") -> None:

@@ -16,6 +16,8 @@ class MCDiTrainingArguments:
 
     Raises:
         `ValueError`: when a value is of another type, or contradicts another one.
+
+    Example: `MCDiTrainingArguments(output_dir="runs/mine/generator", task_loss_weight=10.0)`
     """
 
     # What callbacks made for `transformers.Trainer` ask for, such as its EarlyStoppingCallback.

@@ -94,6 +94,9 @@ class MCDiTrainer:
         accelerator (`Accelerator`): The run's.
         state (`TrainerState`): The step, the best accuracy, and the curve as `log_history`.
         pipe ([`MCDiPipeline`]): What is trained.
+
+    Example: `MCDiTrainer(MCDiTrainingArguments(output_dir="runs/mine/generator"),
+    "runs/mine/trajectories").train()`
     """
 
     def __init__(

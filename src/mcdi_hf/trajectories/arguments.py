@@ -16,6 +16,8 @@ class TrajectoryArguments:
 
     Raises:
         `ValueError`: when a value is of another type, or makes no sense.
+
+    Example: `TrajectoryArguments(output_dir="runs/mine", held_out_domains=["utility"])`
     """
 
     output_dir: Path = HfArg(help="where the shared start and the folder `trajectories` are written")

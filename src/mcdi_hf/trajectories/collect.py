@@ -33,6 +33,8 @@ class TrajectorySettings:
         sam_rho (`float`): How far sharpness-aware minimisation steps uphill, for each adapter; 0 is without.
         seed (`int`): Of the batches; a task's batches depend on it and the task's number only.
         mixed_precision (`str`): `"bf16"` runs the upper layers in bfloat16; `"no"` does not.
+
+    Example: `TrajectorySettings(num_steps=24, num_targets=3, sam_rho=0.05)`
     """
 
     num_steps: int = 24
@@ -174,6 +176,9 @@ def collect_trajectories(
 
     The tasks' `numbers` seed their batches. Returned is a row of the trajectory data set for every task, see
     [`trajectory_features`]. A `ValueError` says that the weights of a task became infinite or NaN.
+
+    Example: `rows = collect_trajectories(stacked, codec, examples, tasks, range(8), ways=2,
+    settings=TrajectorySettings())`
     """
     stack = TaskStack(stacked, codec, examples, tasks, ways, settings)
     optimizer = torch.optim.AdamW([stack.coefficients], lr=settings.learning_rate, weight_decay=settings.weight_decay)

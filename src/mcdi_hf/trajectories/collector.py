@@ -47,6 +47,8 @@ class TrajectoryCollector:
 
     A run that was interrupted continues where it stopped, on any number of processes of one launch: the shared start
     has checkpoints, and each stack of tasks is a file of its own.
+
+    Example: `TrajectoryCollector(args, [Source("DATASET", group_column="domain")]).collect()`
     """
 
     def __init__(self, args: TrajectoryArguments, sources: list[Source]) -> None:

@@ -25,6 +25,8 @@ def load_trajectories(
     whose basis the weights are written. With `streaming` rows are read one by one, without a copy in the cache. A
     `ValueError` says that there is no trajectory data set, that tasks are missing in a folder, or that a file is
     damaged; an `OSError` that the cache of `datasets` cannot be written.
+
+    Example: `trajectories, made, codec = load_trajectories("runs/mine/trajectories")`
     """
     source = name_or_path
     if Path(name_or_path).is_dir():

@@ -57,6 +57,8 @@ class TrajectoryFolder:
     written, the folder `task_encoder`, which was trained beside that basis, and shards
     `data/train-<first task>-<last task>.parquet` with the columns `features`. A file is written whole or not at all, so
     a collection that was stopped at any moment can be continued.
+
+    Example: `TrajectoryFolder(Path("runs/mine/trajectories")).summary()`
     """
 
     def __init__(self, folder: str | Path) -> None:

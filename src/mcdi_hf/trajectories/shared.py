@@ -320,6 +320,8 @@ def train_shared_adapter(
 
     Raises:
         `ValueError`: when the checkpoint is damaged or was made with something else, or the loss is not finite.
+
+    Example: `tensors, head, encoder = train_shared_adapter(SharedStart(stacked, examples, sampler, sources))`
     """
     if checkpoint is not None and checkpoint.exists():
         if different := differences(start.load(checkpoint), made or {}):
