@@ -7,7 +7,7 @@ SOURCES := examples src tests
 CHOOSE := Install Python 3.11 or newer, or name one: make PYTHON=python3.12 ...
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart release release-check test reliability docs quality style clean environment
+.PHONY: help quickstart release release-check test test-browser reliability docs quality style clean environment
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ release-check: $(INSTALLED) ## Load each release, generate, check its card; meas
 
 test: quality docs ## Check the style and the imports, build the site, and run the tests
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+test-browser: $(INSTALLED) ## Try the page of examples/space in chromium
+	$(VENV)/bin/python -m pytest tests/test_space.py -q
 
 reliability: $(INSTALLED) ## Try faults and hostile inputs, and write the counts into docs/reliability.md
 	$(VENV)/bin/python examples/reproduce/reliability.py
@@ -47,7 +50,7 @@ clean: ## Remove the environment and the caches
 $(INSTALLED): setup.cfg constraints.txt pyproject.toml
 	@$(VENV)/bin/python -m pip --version > /dev/null 2>&1 || $(MAKE) --no-print-directory environment
 	@echo "Installing mcdi_hf and the tested versions of its dependencies into $(VENV). This takes some minutes, once."
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[train,test,quality,docs,serve,examples]"
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[train,test,quality,docs,serve,space,examples]"
 	@touch $@
 
 environment:
