@@ -7,8 +7,10 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from string import ascii_lowercase
 
 import pytest
+from peft import AutoPeftModelForSequenceClassification
 from scripts import save_backbone, write_letters
 from tiny import tiny_backbone
 
@@ -80,5 +82,16 @@ def test_three_calls_of_the_wheel(python: Path, tmp_path: Path) -> None:
     write_letters(tmp_path / "source", backbone)
     file, labels, finite = json.loads(run(python, "-c", THREE_CALLS, tmp_path).splitlines()[-1])
     assert Path(file).is_relative_to(tmp_path / "fresh") and labels == ["one", "two"] and finite
+    # The command of the wheel makes an adapter of 40 rows, which peft loads without this package's classes.
+    rows = [
+        (f"{letter} {word}", label)
+        for label, word in (("one", "x y"), ("two", "z"))
+        for letter in ascii_lowercase[:20]
+    ]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    given = ["--pipeline", tmp_path / "generator" / "pipeline", "--output_dir", tmp_path / "made"]
+    assert "1 were made" in run(python.parent / "mcdi-hf", "generate", tmp_path / "rows.csv", *given)
+    model = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "made", num_labels=2)
+    assert model.peft_config["default"].base_model_name_or_path == str(tmp_path / "backbone")
     # The card's template is a file of the package, which a wheel may lack.
     assert "one" in (tmp_path / "adapter" / "README.md").read_text()

@@ -89,7 +89,8 @@ def test_steps_are_counted_and_forgotten_with_what_they_made(bert: MCDiPipeline)
     ("settings", "message"),
     [
         ({"num_steps": 0}, "num_steps is 0"),
-        ({"learning_rate": 1e30}, r"tasks \[0, 1\] hold NaN or inf.*learning rate"),
+        ({"learning_rate": 1e3}, "learning_rate is 1000.0: expected a number above 0, 1 at most"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
     ],
 )
 def test_wrong_settings_are_refused(bert: MCDiPipeline, settings: dict, message: str) -> None:

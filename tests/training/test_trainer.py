@@ -225,7 +225,9 @@ def test_a_run_that_cannot_be_is_refused(runs: Runs, tmp_path: Path, changes: di
 
 
 def test_divergence_is_named(runs: Runs, tmp_path: Path) -> None:
-    trainer = MCDiTrainer(training(tmp_path / "run", learning_rate=1e4, lr_warmup_steps=0), runs.trajectories)
+    arguments = training(tmp_path / "run", lr_warmup_steps=0)
+    arguments.learning_rate = 1e4  # which the arguments themselves refuse
+    trainer = MCDiTrainer(arguments, runs.trajectories)
     with pytest.raises(FloatingPointError, match="Meta-training diverged"):
         trainer.train()
 

@@ -227,7 +227,7 @@ def test_a_disk_or_a_folder_that_cannot_be_written_is_one_clear_line(
     "changes, message",
     [
         ({"rank": 3}, "lora_config.r is 2 there, 3 here"),
-        ({"learning_rate": 0.5}, "settings.learning_rate is 0.05 there, 0.5 here"),
+        ({"learning_rate": 0.5}, "settings.learning_rate is 0.15 there, 0.5 here"),
         ({"num_targets": 2}, "settings.num_targets is 3 there, 2 here"),
     ],
 )

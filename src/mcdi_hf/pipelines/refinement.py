@@ -39,6 +39,8 @@ def refine_adapters(
     """Train what the pipeline returned, see [`train_on_support`]."""
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}: expected 1 or more.")
+    if not 0 < learning_rate <= 1:
+        raise ValueError(f"learning_rate is {learning_rate}: expected a number above 0, 1 at most.")
     adapters = []
     for support in output.draws.batches:
         part = output.adapters[len(adapters) :][: len(support)]

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from transformers.hf_argparser import HfArg
 
 from ..trajectories.collect import LR_SCHEDULERS
-from ..utils.arguments import check_fields, check_positive, check_range
+from ..utils.arguments import check_fields, check_positive, check_range, check_rates
 
 
 @dataclass
@@ -91,6 +91,7 @@ class MCDiTrainingArguments:
     def __post_init__(self) -> None:
         check_fields(self)
         check_range("shots", self.shots)
+        check_rates(self, "learning_rate", "inner_learning_rate")
         check_positive(self, "inner_steps", "max_train_steps", "validation_steps", "checkpointing_steps", "num_views")
         check_positive(self, "support_views", "train_batch_size", "queries_per_class", "num_inference_steps")
         check_positive(self, "num_validation_episodes", "validation_queries", "dim", "num_layers", "num_conditions")

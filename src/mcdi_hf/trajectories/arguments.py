@@ -6,7 +6,7 @@ from typing import Literal
 
 from transformers.hf_argparser import HfArg
 
-from ..utils.arguments import check_fields, check_positive, check_range
+from ..utils.arguments import check_fields, check_positive, check_range, check_rates
 from .collect import LR_SCHEDULERS, TrajectorySettings
 
 
@@ -90,6 +90,7 @@ class TrajectoryArguments:
         check_fields(self)
         check_positive(self, "num_tasks", "queries_per_class", "num_views", "rank", "stack_size", "tasks_per_step")
         check_positive(self, "shared_steps", "validation_steps", "num_validation_episodes")
+        check_rates(self, "learning_rate", "shared_learning_rate")
         for name in ("ways", "shots"):
             check_range(name, getattr(self, name))
         if self.ways[0] < 2:

@@ -51,6 +51,13 @@ def check_positive(arguments: Any, *names: str) -> None:
             raise ValueError(f"{name} is {getattr(arguments, name)}: expected a number from 1 on.")
 
 
+def check_rates(arguments: Any, *names: str) -> None:
+    """Refuse learning rates of 0 or less, and those above 1, with which nothing learns."""
+    for name in names:
+        if not 0 < getattr(arguments, name) <= 1:
+            raise ValueError(f"{name} is {getattr(arguments, name)}: expected a number above 0, 1 at most.")
+
+
 def check_range(name: str, values: list[int]) -> None:
     """Refuse anything but a least and a greatest number, from 1 on."""
     if len(values) != 2 or not 1 <= values[0] <= values[1]:
