@@ -1,9 +1,7 @@
 """Arguments from dataclasses, the command line and a file."""
 
-import importlib.util
 import json
 import re
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -13,6 +11,7 @@ from scripts import EXAMPLES
 from transformers.hf_argparser import HfArg
 
 from mcdi_hf import MCDiTrainingArguments, TrajectoryArguments
+from mcdi_hf.commands.collect import DataArguments
 from mcdi_hf.utils.arguments import check_fields, parse_arguments
 
 
@@ -124,6 +123,12 @@ def test_help_shows_every_argument_with_its_default(kind: type, capsys: pytest.C
         (MCDiTrainingArguments, {"train_batch_size": 0}, "train_batch_size is 0: expected a number from 1"),
         (MCDiTrainingArguments, {"strengths": []}, "strengths or validation_tasks is empty"),
         (MCDiTrainingArguments, {"push_to_hub": True}, "push_to_hub needs hub_model_id"),
+        (
+            MCDiTrainingArguments,
+            {"learning_rate": 1e3},
+            "learning_rate is 1000.0: expected a number above 0, 1 at most",
+        ),
+        (TrajectoryArguments, {"shared_learning_rate": 0}, "shared_learning_rate is 0.0"),
         (MCDiTrainingArguments, {"tasks_per_step": 0}, "leaves the task loss alone, but task_loss_weight is 0"),
     ],
 )
@@ -137,16 +142,7 @@ def test_a_path_and_a_tuple_are_as_good_as_text_and_a_list(tmp_path: Path) -> No
     assert (made.output_dir, made.ways, made.sam_rho) == (tmp_path, [2, 3], 1.0)
 
 
-def data_arguments() -> type:
-    """The dataclass of its own that the collection script has."""
-    spec = importlib.util.spec_from_file_location("collect_trajectories", EXAMPLES / "collect_trajectories.py")
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script  # where `dataclass` looks for it
-    spec.loader.exec_module(script)
-    return script.DataArguments
-
-
-KINDS = {"_trajectories": (data_arguments(), TrajectoryArguments), "": (MCDiTrainingArguments,)}
+KINDS = {"_trajectories": (DataArguments, TrajectoryArguments), "": (MCDiTrainingArguments,)}
 CONFIGS = [
     (path, KINDS["_trajectories" if path.stem.endswith("_trajectories") else ""])
     for path in sorted(EXAMPLES.glob("**/configs/*.json"))
