@@ -75,6 +75,10 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     replace(adapter, labels=["r", "g"]).save_pretrained(tmp_path / "labels")
     with pytest.raises(ValueError, match=r"\['r', 'g'\].*a head of others"):
         GeneratedAdapter.from_pretrained(tmp_path / "labels")
+    broken = {key: value * float("nan") for key, value in adapter.tensors.items()}
+    replace(adapter, tensors=broken).save_pretrained(tmp_path / "broken")
+    with pytest.raises(ValueError, match="holds NaN or inf"):
+        GeneratedAdapter.from_pretrained(tmp_path / "broken")
     adapter.save_pretrained(tmp_path / "own")
     record = tmp_path / "own" / "generation.json"
     for wrong in ({"labels": ["a"]}, {**json.loads(record.read_text()), "more": 1}):

@@ -122,6 +122,8 @@ class GeneratedAdapter:
             raise ValueError(
                 f"{folder / RECORD} has the labels {adapter.labels}, {folder / WEIGHTS} a head of others."
             )
+        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+            raise ValueError(f"{folder / WEIGHTS} holds NaN or inf: get the adapter again.")
         return adapter
 
     @property

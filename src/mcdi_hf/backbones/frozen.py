@@ -130,6 +130,8 @@ class FrozenBackbone:
         config = AutoConfig.from_pretrained(pretrained_model_name_or_path)
         if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or []):
             return cls.from_pretrained(pretrained_model_name_or_path, "last_token", **kwargs)
+        if type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+            return cls.from_pretrained(pretrained_model_name_or_path, "default", **kwargs)
         try:
             return cls.from_pretrained(pretrained_model_name_or_path, "default", **kwargs)
         except ValueError:  # no linear head, or no weights for what stands before it
@@ -221,6 +223,7 @@ class FrozenBackbone:
         return self.processor(self.processor.bos_token or self.processor.eos_token)
 
     def _tell_of_cuts(self, examples: list[Any], tokens: list[dict[str, list[int]]], room: int) -> None:
+        """Warn, once, of texts that do not fit into `room` tokens; only those that fill it can be such."""
         full = [example for example, own in zip(examples, tokens) if len(own["input_ids"]) == room]
         full = [example if isinstance(example, tuple) else (example,) for example in full]
         cut = sum(len(self.processor(*texts, verbose=False)["input_ids"]) > room for texts in full)

@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> None:
         adapters = _adapters(args, tasks, own, state)
         bar = tqdm(total=sum(map(len, own)), unit="adapter", disable=not state.is_main_process, smoothing=0)
         for task, adapter in adapters:
-            adapter.save_pretrained(places[task])
             if args.push_to_hub:
                 adapter.push_to_hub(repos[task])
+            adapter.save_pretrained(places[task])  # last, since what lies there counts as done
             bar.update()
         bar.close()
         state.wait_for_everyone()
