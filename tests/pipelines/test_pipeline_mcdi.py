@@ -8,11 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoModel, DiffusionPipeline
+from diffusers import AutoModel, DDIMScheduler, DDPMScheduler, DiffusionPipeline
 from fake_hub import FakeHub
 from tiny import assert_close, seeded, tiny_backbone, tiny_lora_config, tiny_pipeline
 
-from mcdi_hf import AdapterCodec, GeneratedAdapter, MCDiDenoiser, MCDiPipeline, TaskEncoder
+from mcdi_hf import (
+    AdapterCodec,
+    GeneratedAdapter,
+    LocalConsistencyScheduler,
+    MCDiDenoiser,
+    MCDiPipeline,
+    TaskEncoder,
+)
 
 
 SUPPORT = {"first": ["a b c", "a c", "b a"], "second": ["x y z", "z y"]}
@@ -316,8 +323,12 @@ def test_flat_weights_and_tokens_keep_no_encoded_examples(pipe: MCDiPipeline) ->
         assert len(pipe(TASKS, batch_size=1, num_inference_steps=1, output_type=output_type).draws.batches) == kept
 
 
-@pytest.mark.parametrize("scheduler", tiny_pipeline()[0].scheduler.compatibles, ids=lambda one: one.__name__)
+SCHEDULERS = [DDIMScheduler, DDPMScheduler, LocalConsistencyScheduler]
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_compatible_schedulers_run_and_are_saved(pipe: MCDiPipeline, scheduler: type, tmp_path: Path) -> None:
+    assert set(pipe.scheduler.compatibles) == set(SCHEDULERS)
     swapped = MCDiPipeline(**pipe.components | {"scheduler": scheduler.from_config(pipe.scheduler.config)})
     swapped.backbone = pipe.backbone
     first, other, again = (swapped(TASKS, generator=seeded(seed)).adapters for seed in (0, 1, 0))
