@@ -81,7 +81,7 @@ def test_adapter(hub: FakeHub, made: tuple, create_pr: bool) -> None:
     url = adapter.push_to_hub(ADAPTER, create_pr=create_pr, commit_message="Hand over")
     revision = revision_of(create_pr)
     assert url.startswith(f"{hub.url}/{ADAPTER}/commit/")
-    files = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    files = {"adapter_config.json", "adapter_model.safetensors", "generation.json", "README.md"}
     assert hub.files(ADAPTER, ref=revision).keys() == {".gitattributes"} | files
     assert (files <= hub.files(ADAPTER).keys()) != create_pr
     assert f'PeftModel.from_pretrained(base, "{ADAPTER}")' in hub.files(ADAPTER, ref=revision)["README.md"].decode()

@@ -83,7 +83,7 @@ def check(hub: FakeHub, kind: str, source: Path) -> bool:
         expected = pickle.loads(source.read_bytes()).tensors
         found = load(files["adapter_model.safetensors"])
         whole = found.keys() == expected.keys() and all(found[key].equal(expected[key]) for key in expected)
-        names = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+        names = {"adapter_config.json", "adapter_model.safetensors", "generation.json", "README.md"}
     else:
         paths = {str(path.relative_to(source)): path for path in source.rglob("*") if path.is_file()}
         names = set(paths) | {"README.md"}
