@@ -123,12 +123,14 @@ def test_a_pooler_that_the_checkpoint_lacks(tmp_path) -> None:
         FrozenBackbone.from_pretrained(folder, pooling="default")
 
 
-def test_loading_leaves_the_callers_random_numbers_alone() -> None:
+def test_loading_leaves_the_callers_random_numbers_alone_and_reports_no_missing_head(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
     tiny_backbone("default")
-    assert torch.rand(1).equal(expected)
+    assert torch.rand(1).equal(expected) and not caplog.records
 
 
 @pytest.mark.parametrize("make", [tiny_backbone, tiny_language_model])

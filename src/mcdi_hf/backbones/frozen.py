@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+from transformers.utils import logging as transformers_logging
 
 from .mean_pooled import MeanPooledForSequenceClassification
 
@@ -108,9 +109,13 @@ class FrozenBackbone:
         config = AutoConfig.from_pretrained(name, revision=revision)
         reads_images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
         # The untrained head draws from the global stream, which may be the caller's generator.
-        with torch.random.fork_rng(devices=[]):
-            load = classifier_class(pooling, reads_images)
-            model, found = load(name, revision=revision, output_loading_info=True, **kwargs)
+        load, told = classifier_class(pooling, reads_images), transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()  # a missing head is no news: it is what is generated
+        try:
+            with torch.random.fork_rng(devices=[]):
+                model, found = load(name, revision=revision, output_loading_info=True, **kwargs)
+        finally:
+            transformers_logging.set_verbosity(told)
         if missing := sorted(key for key in found["missing_keys"] if key.split(".")[0] not in HEAD_NAMES):
             raise ValueError(
                 f"{name} has no weights {missing}, which a {type(model).__name__} reads: they would be random. Expected a "

@@ -28,7 +28,7 @@ def load_trajectories(
 
     Example: `trajectories, made, codec = load_trajectories("runs/mine/trajectories")`
     """
-    source = name_or_path
+    source, commit = name_or_path, None
     if Path(name_or_path).is_dir():
         folder = TrajectoryFolder(Path(name_or_path))
         folder.check_whole()
@@ -38,8 +38,9 @@ def load_trajectories(
     else:
         try:
             place = Path(hf_hub_download(name_or_path, RECORD, repo_type="dataset"))
+            commit = place.parent.name  # one of all that is read, whatever is pushed meanwhile
             record, own_layout = read_record(place)
-            codec = read_codec(_part_on_hub(name_or_path, CODEC, place.parent.name), own_layout)
+            codec = read_codec(_part_on_hub(name_or_path, CODEC, commit), own_layout)
         except RemoteEntryNotFoundError as error:
             raise ValueError(f"{name_or_path} on the Hub is no trajectory data set: it has no {RECORD}.") from error
         except (RepositoryNotFoundError, HFValidationError) as error:
@@ -47,7 +48,7 @@ def load_trajectories(
                 f"{name_or_path} is neither a folder nor a data set that you can see on the Hub."
             ) from error
     try:
-        loaded = load_cached_dataset(source, split="train", streaming=streaming)
+        loaded = load_cached_dataset(source, split="train", streaming=streaming, revision=commit)
     except DatasetGenerationError as error:
         raise ValueError(f"A shard of {name_or_path} is damaged: {error.__cause__}. Get it again.") from error
     if loaded.features != trajectory_features(own_layout):
