@@ -1,5 +1,5 @@
-"""What mkdocs does with the pages: files outside of `docs` are linked where the source is published, and the brackets go
-that docstrings in the style of Hugging Face have around names."""
+"""What mkdocs does with the pages: files outside of `docs` are linked where the source is published, and the marks go that
+docstrings in the style of Hugging Face have around names and types."""
 
 import re
 from typing import Any
@@ -17,4 +17,5 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    return re.sub(r"\[(<code>[\w.]+</code>)\]", r"\1", html)
+    html = re.sub(r"\[(<code>[\w.]+</code>)\]", r"\1", html)
+    return re.sub(r"<code>([^<]*`[^<]*)</code>", lambda type_: re.sub(r"`|\*|\[(?=`)|(?<=`)\]", "", type_[0]), html)
