@@ -9,6 +9,7 @@ import argparse
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
+from tqdm.auto import tqdm
 
 from ..data.tasks import EpisodeSampler, LabelledRows
 from ..pipelines.pipeline_mcdi import MCDiPipeline
@@ -16,7 +17,7 @@ from .rivals import Rivals
 from .tables import labelled, read_table
 
 
-TUNING_EPISODES = 16
+TUNING_EPISODES = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,9 +56,10 @@ def run(args: argparse.Namespace) -> None:
     for shots, sampler in drawn.items():
         # Those that settings are chosen on come behind those that count.
         tasks = [sampler[number] for number in range(args.num_episodes + TUNING_EPISODES)]
-        methods = rivals.methods(tasks[args.num_episodes :])
+        methods, found = rivals.methods(tasks[args.num_episodes :]), {}
         torch.manual_seed(args.seed)  # of the noise that adapters are drawn from
-        found = {name: np.array(method(tasks=tasks[: args.num_episodes])) for name, method in methods.items()}
+        for name, method in tqdm(methods.items(), desc=f"{shots} shots", unit="method", leave=False):
+            found[name] = np.array(method(tasks=tasks[: args.num_episodes]))
         _report(shots, found)
 
 

@@ -20,7 +20,7 @@ from ..trajectories.shared import batches_of, initial_adapter
 
 
 TASKS_AT_ONCE, LORA_STEPS = 8, 40
-PENALTIES, LORA_RATES = (0.1, 1.0, 10.0), (1e-3, 3e-3, 1e-2)
+PENALTIES, LORA_RATES = (0.1, 1.0, 10.0), (1e-3, 5e-3)
 Method = Callable[[list[Task]], list[float]]
 
 
