@@ -27,7 +27,7 @@ test: quality docs ## Check the style and the imports, build the site, and run t
 test-browser: $(INSTALLED) ## Try the page of examples/space in chromium
 	$(VENV)/bin/python -m pytest tests/test_space.py -q
 
-reliability: $(INSTALLED) ## Try faults and hostile inputs, and write the counts into docs/reliability.md
+reliability: $(INSTALLED) ## Try faults and hostile inputs, and write the counts into docs/security.md
 	$(VENV)/bin/python examples/reproduce/reliability.py
 
 docs: $(INSTALLED) ## Build the site of docs/ into build/site, strictly

@@ -1,4 +1,4 @@
-"""Try faults and hostile inputs, and write into docs/reliability.md what became of them. The tests do the trying."""
+"""Try faults and hostile inputs, and write into docs/security.md what became of them. The tests do the trying."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE = ROOT / "docs" / "security.md"
 START, END = "<!-- counts -->\n", "<!-- end of counts -->"
 COLUMNS = {"result": "as before", "changed": "otherwise", "refused": "refused by name", "lost": "lost"}
 
