@@ -156,8 +156,26 @@ def test_a_generator_is_evaluated_on_a_file(pipeline: Path, tmp_path: Path, caps
     rows = re.findall(r"^  (.+?) +(\d+\.\d ± \d+\.\d)", printed, re.MULTILINE)
     names = ["frozen backbone", "logistic regression", "gradient LoRA", "shared adapter", "generated"]
     assert [name for name, _ in rows] == names * 2 and "1 shots" in printed and "4 shots" in printed
-    main([*given, "--shots", "1", "4", "--num_candidates", "1"])
-    assert capsys.readouterr().out == printed  # the same episodes and noise
+    main([*given, "--num_candidates", "1"])
+    assert (
+        capsys.readouterr().out == printed
+    )  # the same episodes and noise; 16 rows of a class leave none for 16 shots
+    few = write_csv(tmp_path / "few.csv", ROWS)  # two rows of a class leave one to be judged on
+    main(
+        [
+            "evaluate",
+            "--pipeline",
+            str(pipeline),
+            "--dataset_name",
+            str(few),
+            "--num_episodes",
+            "2",
+            "--num_candidates",
+            "1",
+        ]
+    )
+    printed = capsys.readouterr().out
+    assert "1 shots" in printed and "4 shots" not in printed
 
 
 def test_wrong_files_are_one_line(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

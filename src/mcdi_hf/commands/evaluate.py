@@ -18,6 +18,7 @@ from .tables import labelled, read_table
 
 
 TUNING_EPISODES = 8
+SHOTS = [1, 4, 16]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--input_column", help="the column of texts or images, if its name does not tell")
     add("--label_column", help="the column of labels, if its name does not tell")
     add("--split", default="train", help="whose rows support and query are drawn from (default: %(default)s)")
-    add("--shots", type=int, nargs="+", default=[1, 4, 16], help="examples of a class (default: %(default)s)")
+    add(
+        "--shots",
+        type=int,
+        nargs="+",
+        help="examples of a class (default: those of 1, 4 and 16 that the data set has)",
+    )
     add("--ways", type=int, help="classes of an episode (default: all, 5 at most)")
     add("--queries", type=int, default=10, help="rows of a class to be judged on (default: %(default)s)")
     add("--num_episodes", type=int, default=40, help="for each number of shots (default: %(default)s)")
@@ -42,9 +48,9 @@ def run(args: argparse.Namespace) -> None:
     numbers = Dataset.from_dict({"label": [names.index(label) for label in labels]})
     rows = LabelledRows(numbers.cast_column("label", ClassLabel(names=names)), "label")
     ways = args.ways or min(5, len(names))
-    drawn = {
-        shots: EpisodeSampler(rows, (ways, ways), (shots, shots), args.queries, args.seed) for shots in args.shots
-    }
+    least = min(map(len, rows.groups["all"].values()))
+    wanted = args.shots or [shots for shots in SHOTS if shots < least] or SHOTS[:1]
+    drawn = {shots: EpisodeSampler(rows, (ways, ways), (shots, shots), args.queries, args.seed) for shots in wanted}
     pipe = MCDiPipeline.from_pretrained(args.pipeline)
     if args.base_model_name_or_path:
         pipe.register_to_config(base_model_name_or_path=args.base_model_name_or_path)
