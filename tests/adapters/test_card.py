@@ -99,10 +99,10 @@ def test_the_card_tells_what_was_chosen_and_what_was_refined(made: tuple) -> Non
 
 def test_no_name_on_the_card_is_read_as_a_template_or_ends_a_cell(made: tuple) -> None:
     _, _, adapter = made
-    hostile = ["{{ 7 * 6 }} | b\n| c |", "${base} {% raw %} ```", "plain"]
+    hostile = ["{{ 7 * 6 }} | b\n| c |", "${base} {% raw %} ```", "<script>"]
     card = dataclasses.replace(adapter, labels=hostile).card("me/shelf")
     (row,) = re.findall(r"^\| classes \(shots\) \| (.*) \|$", card.text, re.MULTILINE)
-    assert row == r"{{ 7 * 6 }} \| b \| c \| (2), ${base} {% raw %} ``` (2), plain (2)"
+    assert row == r"{{ 7 * 6 }} \| b \| c \| (2), ${base} {% raw %} ``` (2), &lt;script> (2)"
     (code,) = re.findall(r"```python\n(.*?)\n```\n\n## How", card.text, flags=re.DOTALL)
     assert str(dict(enumerate(hostile))) in code
 
