@@ -204,9 +204,7 @@ class GeneratedAdapter:
         """
         backbone = backbone or FrozenBackbone.of(self.base_model)
         backbone.check(self.base_model)
-        # PEFT would warn that the backbone may lie in another place than the config says.
-        config = LoraConfig(**self.lora_config | {"base_model_name_or_path": None})
-        layout = AdapterLayout.from_model(backbone.model, config, backbone.head_name)
+        layout = AdapterLayout.from_model(backbone.model, LoraConfig(**self.lora_config), backbone.head_name)
         return predict(StackedLora(backbone, layout), self.tensors, self.labels, examples, top_k)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **card: Any) -> None:

@@ -85,8 +85,11 @@ class AdapterLayout:
             id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), requires_grad=False)
             for tensor in model.parameters()
         }
+        config = copy.deepcopy(lora_config)
+        # Wherever the backbone was loaded from: PEFT would warn that it is not the place that the config names.
+        config.base_model_name_or_path = None
         with torch.random.fork_rng(devices=[]):  # PEFT initialises what is only counted here
-            peft_model = get_peft_model(copy.deepcopy(model, empty), copy.deepcopy(lora_config))
+            peft_model = get_peft_model(copy.deepcopy(model, empty), config)
         modules = []
         for name, module in peft_model.base_model.model.named_modules():
             if not isinstance(module, LoraLayer):
@@ -112,10 +115,8 @@ class AdapterLayout:
     def check_lora_config(self, model: nn.Module, lora_config: dict, head_name: str) -> None:
         """Refuse a LoRA config, as `to_dict` gives it, that adapts or scales other modules of a backbone than this
         layout; PEFT itself is asked."""
-        # Wherever the backbone was loaded from: PEFT would warn that it is not the place that the config names.
         try:
-            config = LoraConfig(**lora_config | {"base_model_name_or_path": None})
-            found = AdapterLayout.from_model(model, config, head_name)
+            found = AdapterLayout.from_model(model, LoraConfig(**lora_config), head_name)
         except Exception as error:  # a forged config can go wrong in any way, and each of them is the config's fault
             raise ValueError(f"The LoraConfig makes no adapter: {type(error).__name__}: {error}") from error
         if found.to_dict() != self.to_dict():

@@ -19,9 +19,9 @@ def predict(
     labels: list[str],
     examples: list[Any],
     top_k: int | None = 1,
-    progress: bool = True,
 ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
-    """Classify texts, pairs of texts or PIL images, in the form of transformers' `pipeline("text-classification")`.
+    """Classify texts, pairs of texts or PIL images, in the form of transformers' `pipeline("text-classification")`. With more
+    than 1024 of them a progress bar is shown.
 
     Args:
         stacked ([`StackedLora`]): The backbone and the layout.
@@ -29,13 +29,12 @@ def predict(
         labels (`list[str]`): Its class names, in the order of its logits.
         examples (`list`): What is to be classified; it may be empty.
         top_k (`int`, *optional*, defaults to 1): How many labels of each example to return; `None` for all of them.
-        progress (`bool`, *optional*, defaults to `True`): Show a progress bar if there are more than 1024 examples.
 
     Returns:
         For each example `{"label": ..., "score": ...}`, or with another `top_k` a list of these, the likeliest first.
         Scores are probabilities.
     """
-    if isinstance(examples, str) or not isinstance(examples, list | tuple):
+    if not isinstance(examples, list | tuple):
         raise TypeError(
             f"examples are a {type(examples).__name__}: expected a list of texts, pairs of texts or images."
         )
@@ -46,7 +45,7 @@ def predict(
     if not head:
         head = tuple(part.unsqueeze(0) for part in stacked.backbone.verbalizer(tuple(labels)))
     found = []
-    with tqdm(total=len(examples), unit="example", disable=not progress or len(examples) <= AT_ONCE) as bar:
+    with tqdm(total=len(examples), unit="example", disable=len(examples) <= AT_ONCE) as bar:
         for first in range(0, len(examples), AT_ONCE):
             part = list(examples[first : first + AT_ONCE])
             features = stacked.features_of_all(one, stacked.encode(part))

@@ -45,6 +45,7 @@ class DataArguments:
             raise ValueError("name either dataset_name or mixture")
 
     def sources(self) -> list[Source]:
+        """The data sets, with the columns that make an example."""
         if self.mixture is not None:
             return read_mixture(self.mixture, self.mixture_root)
         columns = self.label_column, tuple(self.input_columns), self.group_column, self.domain_column
@@ -52,6 +53,7 @@ class DataArguments:
 
 
 def report(summary: dict) -> None:
+    """Print what a collection came to."""
     print(f"{summary['tasks']} trajectories, {summary['megabytes']:.1f} MB")
     print(f"{'group':<40} {'tasks':>6}")
     for group, count in summary["groups"].items():
@@ -68,6 +70,7 @@ def report(summary: dict) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command with its arguments, by default those of the process."""
     data, args = parse_arguments(DataArguments, TrajectoryArguments, description=__doc__, args=argv)
     if data.mixture_root is not None:
         args.exclude_texts_of = [str(data.mixture_root / name) for name in args.exclude_texts_of]

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset
 from tqdm.auto import tqdm
 
 from ..data.tasks import EpisodeSampler, LabelledRows
-from ..pipelines.pipeline_mcdi import MCDiPipeline
+from .pipeline import load_pipeline
 from .rivals import Rivals
 from .tables import labelled, read_table
 
@@ -22,6 +22,7 @@ SHOTS = [1, 4, 16]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
     add = parser.add_argument
     add("--pipeline", required=True, help="a generator: a folder or a Hub id")
     add("--dataset_name", required=True, help="a labelled data set: a file as for `generate`, a folder or a Hub id")
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Draw the episodes, and print a table for each number of shots."""
     inputs, labels = labelled(read_table(args.dataset_name, args.split), args.input_column, args.label_column)
     names = sorted(set(labels))
     numbers = Dataset.from_dict({"label": [names.index(label) for label in labels]})
@@ -51,10 +53,7 @@ def run(args: argparse.Namespace) -> None:
     least = min(map(len, rows.groups["all"].values()))
     wanted = args.shots or [shots for shots in SHOTS if shots < least] or SHOTS[:1]
     drawn = {shots: EpisodeSampler(rows, (ways, ways), (shots, shots), args.queries, args.seed) for shots in wanted}
-    pipe = MCDiPipeline.from_pretrained(args.pipeline)
-    if args.base_model_name_or_path:
-        pipe.register_to_config(base_model_name_or_path=args.base_model_name_or_path)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_pipeline(args.pipeline, args.base_model_name_or_path)
     rivals = Rivals(pipe, inputs, args.num_candidates, args.seed)
     print(
         f"{len(inputs)} rows of {len(names)} classes; {args.num_episodes} episodes of {ways} classes for each number of shots"

@@ -5,7 +5,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,10 +15,10 @@ from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from ..adapters.generated import CONFIG, GeneratedAdapter
-from ..pipelines.pipeline_mcdi import MCDiPipeline
 from ..utils.files import read_json, write_file
 from ..utils.run_folder import hold_folder
-from .tables import labelled, read_table
+from .pipeline import load_pipeline
+from .tables import column, labelled, read_table
 
 
 RECORD = "made_with.json"
@@ -27,6 +26,7 @@ STACK = 64  # tasks that are made together, whatever the number of processes, so
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
     add = parser.add_argument
     add("file", help="CSV, TSV, JSON Lines, Parquet, a folder of images by class, a folder or a Hub id of a data set")
     add("--pipeline", required=True, help="a generator: a folder or a Hub id")
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Make the adapters that are not there yet, this process its share of the stacks."""
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     tasks = read_tasks(args)
     repos = repositories(args.push_to_hub, list(tasks)) if args.push_to_hub else {}
@@ -51,8 +52,7 @@ def run(args: argparse.Namespace) -> None:
             _check_record(args)
         state.wait_for_everyone()
         places = {task: args.output_dir / folder_of(task) if args.task_column else args.output_dir for task in tasks}
-        numbered = [list(stack) for _, stack in groupby(enumerate(tasks), lambda pair: pair[0] // STACK)]
-        stacks = [[task for _, task in stack] for stack in numbered]
+        stacks = [list(tasks)[first : first + STACK] for first in range(0, len(tasks), STACK)]
         # A stack is made whole or found whole, so a run that was killed ends in the same files.
         missing = [stack for stack in stacks if not all((places[task] / CONFIG).is_file() for task in stack)]
         state.wait_for_everyone()  # every process has seen what is there before one of them writes
@@ -75,9 +75,9 @@ def read_tasks(args: argparse.Namespace) -> dict[str, dict[str, list]]:
     """The support set of every task, by its name; one without a name if there is no column of tasks."""
     table = read_table(args.file, args.split)
     examples, labels = labelled(table, args.input_column, args.label_column)
-    if args.task_column and args.task_column not in table.column_names:
-        raise ValueError(f"There is no column {args.task_column!r}: expected one of {table.column_names}.")
-    names = [str(name or "") for name in table[args.task_column][:]] if args.task_column else [""] * len(examples)
+    names = [""] * len(examples)
+    if args.task_column:
+        names = [str(name or "") for name in column(table, args.task_column)]
     if args.task_column and (empty := [row for row, name in enumerate(names, 1) if not name.strip()]):
         raise ValueError(f"{len(empty)} rows have no {args.task_column}, such as the rows {empty[:5]}.")
     tasks: dict[str, dict[str, list]] = {}
@@ -97,11 +97,7 @@ def _adapters(
     """The adapters of some stacks of tasks. A task's noise depends on its name and the seed, and on nothing else."""
     if not stacks:
         return
-    pipe = MCDiPipeline.from_pretrained(args.pipeline)
-    if args.base_model_name_or_path:
-        pipe.register_to_config(base_model_name_or_path=args.base_model_name_or_path)
-    pipe.to(state.device)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_pipeline(args.pipeline, args.base_model_name_or_path).to(state.device)
     for stack in stacks:
         generators = [torch.Generator().manual_seed(seed_of_task(args.seed, task)) for task in stack]
         output = pipe([tasks[task] for task in stack], num_candidates=args.num_candidates, generator=generators)
@@ -128,6 +124,7 @@ def repositories(repo_id: str, tasks: list[str]) -> dict[str, str]:
 
 
 def seed_of_task(seed: int, task: str) -> int:
+    """The seed of a task's noise, the same in any file and on any process."""
     digest = hashlib.sha256(json.dumps([seed, task]).encode()).digest()
     return int.from_bytes(digest[:7], "big")
 

@@ -48,7 +48,3 @@ def main(argv: list[str] | None = None) -> None:
         run(given)
     except (ValueError, OSError, FloatingPointError, HfHubHTTPError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
-
-
-if __name__ == "__main__":
-    main()

@@ -12,6 +12,7 @@ from .tables import read_table, unlabelled, write_rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
     add = parser.add_argument
     add("adapter", help="a folder or a Hub id")
     add("file", help="CSV, TSV, JSON Lines, Parquet, a text a line (.txt), or a data set")
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Classify the examples, and write a row for each."""
     examples = unlabelled(read_table(args.file, args.split), args.input_column)
     adapter = GeneratedAdapter.from_pretrained(args.adapter)
     backbone = FrozenBackbone.of(adapter.base_model, args.base_model_name_or_path)

@@ -50,12 +50,8 @@ def labelled(table: Dataset, input_column: str | None, label_column: str | None)
     """The examples and the labels of a table: of the columns that are named, or of those that are called as examples and
     labels mostly are. Rows that lack one of them are refused, by their numbers from 1."""
     label_column = label_column or _find(table, LABEL_NAMES, "labels", "label_column")
-    feature = table.features.get(label_column)
-    inputs = unlabelled(table, input_column, label_column)
-    labels = table[label_column][:] if feature is not None else None
-    if labels is None:
-        raise ValueError(f"There is no column {label_column!r}: expected one of {table.column_names}.")
-    if isinstance(feature, ClassLabel):
+    inputs, labels = unlabelled(table, input_column, label_column), column(table, label_column)
+    if isinstance(feature := table.features[label_column], ClassLabel):
         labels = [None if label in (None, -1) else feature.names[label] for label in labels]
     missing = [row for row, (one, label) in enumerate(zip(inputs, labels), 1) if _lacks(one) or _lacks(label)]
     if missing:
@@ -68,11 +64,17 @@ def unlabelled(table: Dataset, input_column: str | None, label_column: str | Non
     if input_column is None:
         known = [name for name in table.column_names if name != label_column and _is_input(table.features[name])]
         input_column = known[0] if len(known) == 1 else _find(table, INPUT_NAMES, "examples", "input_column")
-    if input_column not in table.features:
-        raise ValueError(f"There is no column {input_column!r}: expected one of {table.column_names}.")
+    inputs = column(table, input_column)
     if not _is_input(table.features[input_column]):
         raise ValueError(f"The column {input_column!r} is {table.features[input_column]}: expected texts or images.")
-    return table[input_column][:]
+    return inputs
+
+
+def column(table: Dataset, name: str) -> list:
+    """The values of a column, which must be there."""
+    if name not in table.features:
+        raise ValueError(f"There is no column {name!r}: expected one of {table.column_names}.")
+    return table[name][:]
 
 
 def write_rows(file: Any, rows: list[dict[str, Any]]) -> None:

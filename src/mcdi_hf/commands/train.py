@@ -15,6 +15,7 @@ from ..utils.arguments import parse_arguments
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command with its arguments, by default those of the process."""
     (args,) = parse_arguments(MCDiTrainingArguments, description=__doc__, args=argv)
     trainer = MCDiTrainer(args)
     folder = trainer.train()

@@ -56,16 +56,17 @@ class TrajectoryCollector:
         # No Accelerator, which would settle the precision of all that comes after it in this process. The others wait
         # for the main process while it trains the shared start.
         self.state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
+        known = domains_of(sources)
         where = {
             "sources": [asdict(source) for source in sources],
             "splits": ["train"],
-            "train_domains": args.train_domains or self._other_domains(sources),
+            "train_domains": args.train_domains or self._other_domains(known),
             "rotations": args.rotations,
             "exclude_texts_of": args.exclude_texts_of,
         }
         self.table, _, self.removed = training_table(where)
         self.rows = LabelledRows(self.table, "label", "group", None, "domain", args.min_rows)
-        others = [domain for domain in domains_of(sources) if domain not in where["train_domains"]]
+        others = [domain for domain in known if domain not in where["train_domains"]]
         held_out = list(dict.fromkeys([*args.held_out_domains, *others]))
         if not held_out:
             raise ValueError(
@@ -181,8 +182,8 @@ class TrajectoryCollector:
         count = max(ways, args.classes_per_task)
         return ways, [draw(ways, args.examples_per_class, random, count) for _ in range(args.stack_size)]
 
-    def _other_domains(self, sources: list[Source]) -> list[str]:
-        known, held_out = domains_of(sources), self.args.held_out_domains
+    def _other_domains(self, known: list[str]) -> list[str]:
+        held_out = self.args.held_out_domains
         if unknown := sorted(set(held_out) - set(known)):
             raise ValueError(f"There are no domains {unknown} to hold out: expected some of {known}.")
         return [domain for domain in known if domain not in [*held_out, HELD_OUT_CLASSES]]
