@@ -135,11 +135,11 @@ class FrozenBackbone:
         config = AutoConfig.from_pretrained(pretrained_model_name_or_path)
         if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or []):
             return cls.from_pretrained(pretrained_model_name_or_path, "last_token", **kwargs)
-        if type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-            return cls.from_pretrained(pretrained_model_name_or_path, "default", **kwargs)
         try:
             return cls.from_pretrained(pretrained_model_name_or_path, "default", **kwargs)
         except ValueError:  # no linear head, or no weights for what stands before it
+            if type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+                raise  # images have no other pooling
             return cls.from_pretrained(pretrained_model_name_or_path, "mean", **kwargs)
 
     @classmethod
