@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save
 from splits import Memory, Sizes, Split, Tensors, sources_below
 
 from mcdi_hf import FrozenBackbone, LabelledRows, MCDiPipeline, Source, load_trajectories
+from mcdi_hf.adapters.head import RidgeHead
 from mcdi_hf.data.encoded import EncodedExamples
+from mcdi_hf.data.episodes import SupportBatch
 from mcdi_hf.data.sources import inputs_of, training_table
 from mcdi_hf.data.stacks import StackSampler, stack_sampler
 from mcdi_hf.trajectories.dataset import local_targets
@@ -24,6 +26,7 @@ class Training:
 
     Attributes:
         examples (`EncodedExamples`), rows (`LabelledRows`): The training examples, and the tasks that they make.
+        inputs (`Callable`): Rows -> their texts, pairs of texts or images.
         sampler (`StackSampler`): Draws tasks as the shared start saw them.
         supports (`list`): The rows of every training task, by class.
         coefficients (`torch.Tensor`): Of the training adapters: `(training tasks, num_tokens, token_dim)`.
@@ -32,6 +35,7 @@ class Training:
 
     examples: EncodedExamples
     rows: LabelledRows
+    inputs: Callable[[list[int]], list]
     sampler: StackSampler
     supports: list
     coefficients: torch.Tensor
@@ -86,7 +90,8 @@ class Fold(Memory):
         if self.generator.trajectories is not None:
             self._check_unseen(sources, judged)
         views = pipe.config.support_views
-        return Split(name, pipe.stacked, pipe.codec, views, sources, judged, splits, self.args.cache_dir)
+        queries = self.sizes.queries
+        return Split(name, pipe.stacked, pipe.codec, views, sources, judged, splits, queries, self.args.cache_dir)
 
     def _check_unseen(self, sources: list[Source], domains: list[str]) -> None:
         """Refuse domains that were trained on; another data set may call its domains the same."""
@@ -116,7 +121,27 @@ class Fold(Memory):
         examples = self.stacked.encode(inputs_of(table), cache_dir=self.args.cache_dir)
         coefficients = local_targets(trajectories, codec)[:, -1].to(self.stacked.device)
         sampler = stack_sampler(rows, sources, description["tasks"], inputs_of(table), description["tasks"]["seed"])
-        return Training(examples, rows, sampler, trajectories["support"][:], coefficients, description["shared_start"])
+        start, supports = description["shared_start"], trajectories["support"][:]
+        return Training(
+            examples, rows, lambda own: inputs_of(table.select(own)), sampler, supports, coefficients, start
+        )
+
+    @property
+    def mixed_precision(self) -> str:
+        """What the trajectories were made in, and so the rivals that are trained on gradients: `"no"` or `"bf16"`."""
+        return self._trajectories()[1]["settings"]["mixed_precision"] if self.generator.trajectories else "no"
+
+    @torch.no_grad()
+    def whole(self, matrices: Tensors, head: RidgeHead, support: SupportBatch) -> Tensors:
+        """One adapter's matrices, key -> `(1, *shape)`, for each task of a support, with the head in closed form that they
+        make of it; a language model needs none."""
+        own = {key: value.to(self.stacked.device).repeat(len(support), 1, 1) for key, value in matrices.items()}
+        if self.backbone.is_causal_lm:
+            return own
+        return own | dict(zip(self.codec.layout.head_keys, self.stacked.heads(support, head, own)))
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.stacked.device.type, torch.bfloat16, enabled=self.mixed_precision == "bf16")
 
     def kept(self, name: str, make: Callable[[], Tensors]) -> Tensors:
         """Tensors that are made once, and kept in a file beside the generators."""

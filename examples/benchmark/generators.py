@@ -33,10 +33,11 @@ class Generator:
         fold (`str`): What was left out of training.
         folder (`Path`): Where all that is made of them lies.
         backbone (`str`): The folder of the backbone.
-        pipelines (`dict`): `(objective, seed)` -> a folder. Of a released one the seeds are of episodes and noise.
+        pipelines (`dict`): `(objective, seed)` -> a folder. Where nothing is trained the seeds of a released one are of
+            episodes and noise; else it is the first seed's, and those beside it are trained as it was.
         trajectories (`str`, *optional*): A folder, for methods that learn from the training tasks, too.
         validation_domains, test_domains (`list[str]`): What is left out of training.
-        recipe (`dict`): What to train them with; a released pipeline's is empty.
+        recipe (`dict`): What to train them with; empty if all are released.
     """
 
     name: str
@@ -60,8 +61,10 @@ class Generator:
         self._check_unchanged()
         path = self.folder / "seconds.json"
         spent = json.loads(path.read_text()) if path.exists() else {}
-        stages = {"trajectories": lambda: self._collect(data_root, cache_dir)}
-        for objective, seed in self.pipelines:
+        stages = {"trajectories": lambda: self._collect(data_root, cache_dir)} if "trajectories" in self.recipe else {}
+        for (objective, seed), pipeline in self.pipelines.items():
+            if self.folder not in pipeline.parents:  # released, not trained here
+                continue
             stages[f"{objective}, seed {seed}"] = lambda own=(objective, seed): self._train(*own, data_root, cache_dir)
         for stage, make in stages.items():
             if stage not in spent:
@@ -83,9 +86,9 @@ class Generator:
     def _train(self, objective: str, seed: int, data_root: Path, cache_dir: Path | None) -> None:
         values = self.recipe["training"] | OBJECTIVES[objective] | {"seed": seed}
         values |= {"pretrained_model_name_or_path": self.backbone, "cache_dir": cache_dir and str(cache_dir)}
-        values |= {"validation_domains": self.validation_domains, "resume_from_checkpoint": "latest"}
+        values = {"validation_domains": self.validation_domains} | values | {"resume_from_checkpoint": "latest"}
         args = MCDiTrainingArguments(output_dir=str(self.pipelines[objective, seed].parent), **values)
-        sources = sources_below(data_root, self.recipe["sources"])
+        sources = sources_below(data_root, self.recipe.get("sources") or read_sources(self.trajectories))
         MCDiTrainer(args=args, trajectories=self.trajectories, sources=sources).train()
 
     def _check_unchanged(self) -> None:
@@ -95,6 +98,11 @@ class Generator:
             return write_json(path, self.recipe)
         if different := differences(json.loads(path.read_text()), self.recipe):
             raise ValueError(f"{self.folder} was made otherwise: {'; '.join(different)}. Take another --runs_root.")
+
+
+def read_sources(trajectories: str) -> list[dict]:
+    """The sources that trajectories were collected on."""
+    return json.loads((Path(trajectories) / "trajectories.json").read_text())["sources"]
 
 
 def fingerprint(folder: Path) -> str:
@@ -111,14 +119,24 @@ def generators_of(config: dict, folder: Path, args: argparse.Namespace) -> list[
 
     Args:
         config (`dict`): The experiment's, with a `generator`, the file of a recipe beside it, or a `pipeline`, a
-            folder in the repository, and optionally its `trajectories`, a folder below the runs' root.
+            folder in the repository, and optionally its `trajectories`, a folder below the runs' root, and the file of
+            its `training` arguments, to train the other seeds with, and those ablations that are among the `methods`.
         folder (`Path`): Where the config lies.
         args (`argparse.Namespace`): The command's `runs_root` and `backbones_root`.
     """
     if "pipeline" in config:
         pipeline = ROOT / config["pipeline"]
         own = args.runs_root / "released" / f"{pipeline.name}-{fingerprint(pipeline)}"
-        pipelines = {("Mc-Di", seed): pipeline for seed in config.get("seeds", [0, 1, 2])}
+        seeds = config.get("seeds", [0])
+        if "training" not in config:
+            pipelines = {("Mc-Di", seed): pipeline for seed in seeds}
+        else:
+            wanted = config.get("methods", OBJECTIVES)
+            pipelines = {
+                (objective, seed): path
+                for (objective, seed), path in trained_below(own, seeds, seeds[:1]).items()
+                if objective in wanted
+            } | {("Mc-Di", seeds[0]): pipeline}
         domains = config["validation_domains"], config["test_domains"]
         backbone = _backbone(config.get("backbone"), args.backbones_root)
         trajectories = None
@@ -130,19 +148,15 @@ def generators_of(config: dict, folder: Path, args: argparse.Namespace) -> list[
                     f"examples/reproduce, or take `trajectories` out of the config, and methods that need them."
                 )
             trajectories = str(trajectories)
-        return [Generator(pipeline.name, "all", own, backbone, pipelines, trajectories, *domains)]
+        recipe = {"training": json.loads((ROOT / config["training"]).read_text())} if "training" in config else {}
+        return [Generator(pipeline.name, "all", own, backbone, pipelines, trajectories, *domains, recipe)]
     path = folder / config["generator"]
     recipe = json.loads(path.read_text())
     found = []
     for fold, domains in recipe["folds"].items():
         own = args.runs_root / "generators" / path.stem / fold.replace(" ", "_")
         seeds = domains.get("seeds", recipe.get("seeds", [0, 1, 2]))
-        pipelines = {
-            (objective, seed): own / f"{objective.split()[0]}-{seed}" / "pipeline"
-            for seed in seeds
-            for objective in OBJECTIVES
-            if objective == "Mc-Di" or seed in recipe.get("ablation_seeds", seeds)
-        }
+        pipelines = trained_below(own, seeds, recipe.get("ablation_seeds", seeds))
         found.append(
             Generator(
                 f"{path.stem}, {fold}",
@@ -157,6 +171,16 @@ def generators_of(config: dict, folder: Path, args: argparse.Namespace) -> list[
             )
         )
     return found
+
+
+def trained_below(folder: Path, seeds: list[int], ablation_seeds: list[int]) -> dict[tuple[str, int], Path]:
+    """Where generators lie that are trained here: Mc-Di for all seeds, the paper's ablations for some."""
+    return {
+        (objective, seed): folder / f"{objective.split()[0]}-{seed}" / "pipeline"
+        for seed in seeds
+        for objective in OBJECTIVES
+        if objective == "Mc-Di" or seed in ablation_seeds
+    }
 
 
 def _backbone(name: str | None, root: Path) -> str:

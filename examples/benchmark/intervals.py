@@ -88,6 +88,20 @@ def bootstrap_interval(groups: Groups, seed: int = 0) -> Estimate:
     return Estimate(mean, round(float(low), DIGITS), round(float(high), DIGITS), len(every))
 
 
+def mean_estimate(estimates: list[Estimate]) -> Estimate:
+    """The mean of estimates of independent episodes, each as heavy as the others, and its interval: half widths add up as
+    standard errors do.
+
+    Raises:
+        `ValueError`: when there are none.
+    """
+    if not estimates:
+        raise ValueError("There are no estimates: expected one at least.")
+    mean = round(float(np.mean([one.mean for one in estimates])), DIGITS)
+    half = math.hypot(*(one.half_width for one in estimates)) / len(estimates)
+    return Estimate(mean, mean - half, mean + half, sum(one.count for one in estimates))
+
+
 def paired_difference(own: Groups, other: Groups, seed: int = 0) -> Estimate:
     """One method minus another on the episodes that both have, paired by group and place in the list.
 

@@ -1,7 +1,10 @@
 """Is an adapter new? Its distance from those of training, and whether it errs where they do."""
 
+import math
+
 import torch
 from fold import Fold
+from intervals import bootstrap_interval, paired_difference
 from methods import MAIN
 from methods.controls import noised
 from methods.nearest import nearest_coefficients
@@ -87,6 +90,31 @@ def error_overlap(first_right: torch.Tensor, second_right: torch.Tensor, mask: t
     both = (~first_right & ~second_right & mask).sum(dim=-1).tolist()
     either = ((~first_right | ~second_right) & mask).sum(dim=-1).tolist()
     return [shared / total if total else None for shared, total in zip(both, either)]
+
+
+def memorisation_text(results: dict) -> str:
+    """What distances of weights and shared errors of an experiment say about copying, as a sentence."""
+    known = results["memorisation"]
+    if NEW not in known:
+        return ""
+    new, between = bootstrap_interval(known[NEW]), bootstrap_interval(known[BETWEEN])
+    ratio = new.mean / between.mean if between.mean else math.inf
+    text = (
+        f"A generated adapter lies {ratio:.2f} times as far from its nearest training adapter as training adapters lie "
+        f"from each other"
+    )
+    if new.low > between.high:
+        text += ", so it is no copy"
+    elif new.high >= between.low:
+        text += ": as far as a newly trained one would"
+    elif paired_difference(known[NEW], known[NOISED_COPY]).verdict == "above":  # of the same tasks
+        text += ", but farther than a training adapter with noise"
+    else:
+        text += ", no farther than a training adapter with noise, as a copy would"
+    shared = {name: [one for one in own if one is not None] for name, own in known[OVERLAP].items()}
+    if shared := {name: own for name, own in shared.items() if own}:
+        text += f"; they share {100 * bootstrap_interval(shared).mean:.0f} % of their errors"
+    return f"{text}."
 
 
 def _matrices(layout: AdapterLayout, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

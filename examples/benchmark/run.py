@@ -1,6 +1,6 @@
 """Run one experiment of the benchmark: generators, every baseline and every control, on tasks that nothing has seen.
 
-    python examples/benchmark/run.py --config examples/benchmark/configs/text_unseen.json --data_root DATA
+    python examples/benchmark/run.py --config examples/benchmark/configs/text.json --data_root DATA
 
 makes the generators (trajectories, then Mc-Di and its ablations for every training seed), chooses the methods'
 settings on validation tasks, seals all choices, and only then draws the test tasks, each once. A run that was
@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from chain import along_chain
 from commands import HelpFormatter
 from fold import Fold
 from generators import ROOT, Generator, fingerprint, generators_of
@@ -40,16 +41,30 @@ from mcdi_hf import Task
 
 TEST_SEED = 1000  # of the test tasks; the training seed is added
 MOST_SETTINGS = 4
-NEEDED = ("family", "title", "sources", "split", "kinds", "validation_kinds")
-OPTIONAL = ("note", "generator", "pipeline", "backbone", "trajectories", "seeds", "sizes", "methods", "control_kind")
+NEEDED = ("title", "sources", "split", "kinds", "validation_kinds")
+OPTIONAL = (
+    "generator",
+    "pipeline",
+    "backbone",
+    "trajectories",
+    "training",
+    "seeds",
+    "sizes",
+    "methods",
+    "control_kind",
+)
 SPLITS = ("query_split", "validation_sources", "validation_split", "test_split", "validation_domains", "test_domains")
 KNOWN = (*NEEDED, *OPTIONAL, *SPLITS)
 PACKAGES = ("mcdi_hf", "torch", "transformers", "diffusers", "peft", "datasets", "setfit")
 
 
 def read_config(path: Path) -> dict:
-    """Read an experiment's config, and refuse one with which a run could not come to its end."""
+    """Read an experiment's config with what it `extends`, less what is `null`, and refuse one with which a run could not
+    come to its end."""
     config = json.loads(path.read_text())
+    if "extends" in config:
+        config = json.loads((path.parent / config.pop("extends")).read_text()) | config
+        config = {name: value for name, value in config.items() if value is not None}
     if missing := [name for name in NEEDED if name not in config]:
         raise ValueError(f"{path} has no {missing}: expected all of {list(NEEDED)}.")
     if unknown := sorted(set(config) - set(KNOWN)):
@@ -170,6 +185,7 @@ class Experiment:
         if NOISED.name in accuracy:
             scale = setting_of(sealed, NOISED.name, shots, own_fold)
             found["memorisation"] = memorised(split, fold, tasks[:16], seed, scale)
+        found["chain"] = along_chain(split, fold, tasks[: self.sizes.chain_episodes], seed)
         return found
 
     def _fitting(self, fold: Fold, seed: int) -> dict[str, Method]:
@@ -177,11 +193,15 @@ class Experiment:
 
     def _results(self, sealed: Sealed) -> dict:
         """What the result file holds."""
-        accuracy, memorisation = {name: {} for name in self.methods}, {}
+        accuracy, memorisation, chain = {name: {} for name in self.methods}, {}, {}
         for generator, seed, kind in self._plans:
             found = sealed.results[plan_name(generator, seed, kind)]
             for name, own in found["accuracy"].items():
                 accuracy[name].setdefault(kind, {})[f"{generator.fold}-{seed}"] = own
+            for objective, steps in found["chain"].items():
+                for step, own in steps.items():
+                    kinds = chain.setdefault(objective, {}).setdefault(step, {})
+                    kinds.setdefault(kind, {})[f"{generator.fold}-{seed}"] = own
             for name, own in found["memorisation"].items():
                 groups = memorisation.setdefault(name, {})
                 if name == BETWEEN:  # distances between training adapters are a fold's, whatever the tasks
@@ -198,7 +218,8 @@ class Experiment:
         )
         return {
             "experiment": self.name,
-            **{name: self.config.get(name, "") for name in ("family", "title", "note", "kinds")},
+            "title": self.config["title"],
+            "kinds": self.config["kinds"],
             "command": command,
             "machine": f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads a process",
             "versions": {name: version(name) for name in PACKAGES},
@@ -208,6 +229,7 @@ class Experiment:
             "time_kind": self.config["kinds"][0],
             "choices": choices,
             "memorisation": memorisation,
+            "chain": chain,
             "spent": {stage: round(seconds, 1) for stage, seconds in self.spent.items()},
         }
 

@@ -50,7 +50,6 @@ RECIPE = {
     "folds": {"all": {"validation_domains": ["blue"], "test_domains": ["white"]}},
 }
 CONFIG = {
-    "family": "few_shot",
     "title": "Words of a domain that no generator has seen",
     "generator": "recipe.json",
     "sources": RECIPE["sources"],
@@ -69,6 +68,7 @@ CONFIG = {
         "lorahub_evaluations": 3,
         "ceiling_steps": 2,
         "ceiling_examples": 4,
+        "chain_episodes": 2,
         "timings": 1,
     },
 }

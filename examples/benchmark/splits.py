@@ -28,9 +28,13 @@ class Sizes:
 
     Attributes:
         episodes (`int`): Test tasks of a kind, a fold and a seed.
-        slow_episodes (`int`): Of them for methods that train for each task, fewer where a task has many examples.
+        queries (`int`): Query examples of a class, fewer where a class has no more.
+        control_episodes (`int`): Of the tasks for controls and ablations.
+        slow_episodes (`int`): Of the tasks for methods that train for each task, fewer where one has many examples.
         setfit_episodes (`int`): Of them for SetFit, and only where a task has at most `setfit_examples`.
         setfit_examples (`int`): See there.
+        ceiling_episodes (`int`): Of them for LoRA on all data.
+        chain_episodes (`int`): Of them for accuracies along the sampler's chain, see [`along_chain`].
         validation_episodes (`int`): Validation tasks of a kind that a setting is tried on.
         gradient_steps, gradient_learning_rates (`tuple`): The settings of gradient LoRA to try.
         lorahub_evaluations (`int`): Mixes that LoraHub tries for a task.
@@ -39,9 +43,13 @@ class Sizes:
     """
 
     episodes: int = 30
+    queries: int = 5
+    control_episodes: int = 16
     slow_episodes: int = 8
     setfit_episodes: int = 2
     setfit_examples: int = 30
+    ceiling_episodes: int = 4
+    chain_episodes: int = 16
     validation_episodes: int = 8
     gradient_steps: tuple[int, ...] = (10, 30)
     gradient_learning_rates: tuple[float, ...] = (1e-3, 5e-3)
@@ -92,6 +100,7 @@ class Split(Memory):
         views (`int`): Views of a support example.
         sources (`list[Source]`), domains (`list[str]`): Where the examples come from.
         splits (`list[str]`): The data sets' splits of supports and, if there are two, of queries.
+        queries (`int`): Query examples of a class.
         cache_dir (`Path`, *optional*): Keeps what the frozen lower layers make.
     """
 
@@ -104,17 +113,19 @@ class Split(Memory):
         sources: list[Source],
         domains: list[str],
         splits: list[str],
+        queries: int = 5,
         cache_dir: Path | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.stacked, self.codec = name, stacked, codec
+        self.name, self.stacked, self.codec, self.queries = name, stacked, codec, queries
         self.table, spans = load_table(sources, splits, domains)
         self.rows = [LabelledRows(self.table, "label", "group", spans[one], "domain") for one in splits]
         inputs = augmented_views(inputs_of(self.table), views)
         self.examples = stacked.encode(inputs, num_views=views, cache_dir=cache_dir)
 
     def tasks(self, kind: str, seed: int, count: int) -> list[Task]:
-        return tasks_of_kind(kind, *self.rows, seed=seed, count=count)
+        support, query = self.rows[0], self.rows[1] if len(self.rows) > 1 else None
+        return tasks_of_kind(kind, support, query, self.queries, seed=seed, count=count)
 
     def inputs(self, rows: list[int]) -> list:
         """Texts, pairs of texts or images of some rows."""

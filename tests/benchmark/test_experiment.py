@@ -12,10 +12,10 @@ import run
 from datasets import ClassLabel, Dataset, Features, Value
 from fold import Fold
 from generators import OBJECTIVES, ROOT, fingerprint, generators_of
-from memorisation import BETWEEN, NEW
+from memorisation import BETWEEN, NEW, memorisation_text
 from methods import GROUPS, METHODS
 from methods.base import SlowMethod
-from report import check_results, page
+from report import accuracy_table, check_results
 from run import Experiment, read_config
 from smoke import DOMAINS
 from splits import VALIDATION_SEED, Split, sources_below
@@ -42,9 +42,10 @@ def test_every_method_is_measured_on_every_kind(smoke: argparse.Namespace) -> No
     }
     assert counts == {NEW: {"all-0": 2 * 3}, BETWEEN: {"all": 4}}
     assert all(len(one["tried"]) <= 4 for one in json_of(smoke, "choices.json")["choices"].values() if "tried" in one)
-    assert results["choices"]["gradient LoRA, equal shots, 1-shot, all"]["tried"] == 2
+    assert results["choices"]["gradient LoRA, 1-shot, all"]["tried"] == 2
     assert set(results["spent"]) == {"trajectories", "meta-training", "choices on validation", "test"}
-    assert results["title"] in page([results], "picture.png")
+    assert set(results["chain"]) == {"Mc-Di", "Mv-Di", "Tw-Di", "single level (OCD)"}
+    assert "| **Mc-Di** |" in accuracy_table(results) and memorisation_text(results)
 
 
 def json_of(smoke: argparse.Namespace, name: str) -> dict:
@@ -67,7 +68,7 @@ def test_a_run_goes_on_where_it_stopped(smoke: argparse.Namespace) -> None:
     }
 
 
-def test_the_commands_make_results_and_their_page(
+def test_the_command_makes_results(
     smoke: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     folder = smoke.data_root
@@ -75,11 +76,20 @@ def test_the_commands_make_results_and_their_page(
     run.main()
     results = json.loads((folder / "results" / "smoke.json").read_text())
     assert results["accuracy"] == smoke.results["accuracy"] and "smoke.json" in capsys.readouterr().out
-    output = folder / "docs" / "results.md"
-    command = ["report.py", "--results_dir", str(folder / "results"), "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", command)
+
+
+def test_the_report_writes_page_pictures_and_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a copy of what it writes to, all is as it is here."""
+    names = ["README.md", *(f"model_cards/{name}/results.json" for name in ("mcdi-minilm-text", "mcdi-omniglot-vit"))]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    monkeypatch.setattr(sys, "argv", ["report.py", "--root", str(tmp_path)])
     report.main()
-    assert "### Words of a domain" in output.read_text() and (folder / "docs" / "images").is_dir()
+    for name in [*names, "docs/benchmark.md"]:
+        assert (tmp_path / name).read_text() == (ROOT / name).read_text()
+    for path in (tmp_path / "docs" / "images").iterdir():
+        assert path.stat().st_size > 10_000 and (ROOT / "docs" / "images" / path.name).exists()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +143,7 @@ def test_figures_of_a_release_are_no_part_of_its_fingerprint(tmp_path: Path) -> 
 
 
 def test_trajectories_that_there_are_not_are_named(tmp_path: Path) -> None:
-    path = CONFIGS[0].with_name("text_unseen.json")
+    path = CONFIGS[0].with_name("text.json")
     args = argparse.Namespace(runs_root=tmp_path, backbones_root=tmp_path)
     with pytest.raises(ValueError, match="no folder .*text/trajectories: collect the trajectories"):
         generators_of(read_config(path), path.parent, args)
@@ -185,8 +195,6 @@ def test_a_config_that_could_not_come_to_its_end_is_refused(
 def test_every_config_is_one(path: Path, tmp_path: Path) -> None:
     """Its generators are there, released or with a recipe; its domains are apart."""
     config = read_config(path)
-    for name in ("dinov2-small-focus-84px", "SmolLM2-135M-Instruct"):
-        (tmp_path / name).mkdir()
     (tmp_path / config.get("trajectories", "none")).mkdir(parents=True)
     found = generators_of(config, path.parent, argparse.Namespace(runs_root=tmp_path, backbones_root=tmp_path))
     for generator in found:

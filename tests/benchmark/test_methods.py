@@ -1,23 +1,29 @@
 """What every method makes of tasks, against what it says it does."""
 
 import argparse
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 from fold import Fold
 from methods import METHODS
-from methods.controls import noised, pca_samples
-from methods.gradient_lora import all_data_tasks, lora_accuracies
+from methods.controls import noised
+from methods.gradient_lora import all_data_tasks, lora_accuracies, start_of
+from methods.metric import learn_metric, training_features
 from methods.nearest import nearest_coefficients
+from methods.reptile import reptile_start
 from safetensors.torch import load_file
 from splits import Split, sources_below
 from timing import median_seconds
 from tiny import assert_close, random_adapters, seeded
 
 from mcdi_hf import Task, train_shared_adapter
+from mcdi_hf.adapters.head import RidgeHead
 from mcdi_hf.adapters.logistic import fit_logistic
-from mcdi_hf.trajectories.shared import SharedStart
+from mcdi_hf.data.episodes import SupportBatch
+from mcdi_hf.pipelines.refinement import train_on_support
+from mcdi_hf.trajectories.shared import SharedStart, initial_adapter
 
 
 @pytest.fixture
@@ -170,20 +176,64 @@ def test_the_equal_adapter_has_the_means_of_the_generators_start(fold: Fold, spl
 
 
 def test_gradient_lora_is_that_of_each_task_alone_and_learns(fold: Fold, split: Split) -> None:
-    tasks = split.tasks("3x2", 4, 3)
-    together = lora_accuracies(split, fold, tasks, 1, 6, 0.05)
+    tasks, start = split.tasks("3x2", 4, 3), start_of(fold, "nothing", 1)
+    together = lora_accuracies(split, fold, tasks, start, 6, 0.05)
     for number, task in enumerate(tasks):
-        (alone,) = lora_accuracies(split, fold, [task], 1, 6, 0.05)
+        (alone,) = lora_accuracies(split, fold, [task], start, 6, 0.05)
         assert together[number] == pytest.approx(alone)
     asked = [Task(task.classes, task.support, task.support, task.group) for task in tasks]
-    assert lora_accuracies(split, fold, asked, 1, 60, 0.05) == [1.0, 1.0, 1.0]
+    assert lora_accuracies(split, fold, asked, start, 60, 0.05) == [1.0, 1.0, 1.0]
+
+
+def test_gradient_lora_of_hardly_any_step_is_its_start(fold: Fold, split: Split) -> None:
+    tasks = split.tasks("3x2", 4, 6)
+    expected = METHODS["equal shared adapter"].accuracies(split, fold, tasks, 0, None)
+    assert METHODS["gradient LoRA, shared start"].accuracies(split, fold, tasks, 0, [1, 1e-9]) == pytest.approx(
+        expected
+    )
+    frozen = METHODS["frozen + closed-form head"].accuracies(split, fold, tasks, 0, None)
+    assert METHODS["gradient LoRA"].accuracies(split, fold, tasks, 0, [1, 1e-9]) == pytest.approx(frozen)
+
+
+def test_reptile_goes_to_the_mean_of_what_tasks_are_trained_to(fold: Fold) -> None:
+    """The smoke run has two steps: one outer step, which goes all the way, of one task and its query, too."""
+    (task,) = fold.training.sampler.stack(0, 1)
+    task = replace(task, support=tuple(shots + query for shots, query in zip(task.support, task.query)))
+    support = replace(SupportBatch.from_tasks([task]), examples=fold.training.examples)
+    own = fold.whole(initial_adapter(fold.codec.layout), fold.codec.head, support)
+    trained = train_on_support(fold.stacked, own, support, 5, 5e-3)
+    for key, value in reptile_start(fold).items():
+        assert_close(value, trained[key])
+        assert not value.equal(own[key])
+
+
+def test_a_metric_is_learnt_on_the_training_tasks(fold: Fold, split: Split) -> None:
+    """Of the features that it is judged by; the identity is what the frozen backbone is with the same head."""
+    learnt = learn_metric(fold)
+    identity = torch.eye(len(learnt["metric"]))
+    assert not learnt["metric"].equal(identity) and torch.allclose(learnt["metric"], identity, atol=0.01)
+    rows = torch.arange(5)
+    assert_close(
+        training_features(fold, rows), fold.stacked.features_of_all(fold.frozen, fold.training.examples, rows)
+    )
+    (task,), features = split.tasks("3x2", 0, 1), split.features("frozen", fold.frozen)
+    fold.kept("metric", lambda: learnt)
+    head = RidgeHead(**{name: learnt[name].item() for name in asdict(RidgeHead())})
+    expected = split.free(features @ learnt["metric"], [task], head)
+    assert METHODS["learnt metric on frozen features"].accuracies(split, fold, [task], 0, None) == expected
+
+
+def test_the_mean_adapter_is_one_for_all(fold: Fold, split: Split) -> None:
+    tasks, mean = split.tasks("2x2", 1, 3), fold.training.coefficients.mean(dim=0, keepdim=True)
+    found = METHODS["mean training adapter"].accuracies(split, fold, tasks, 0, None)
+    assert found == pytest.approx(split.headed(fold.codec.matrices(mean.repeat(3, 1, 1)), tasks))
 
 
 def test_settings_are_few_and_of_the_sizes(fold: Fold, split: Split) -> None:
-    assert METHODS["gradient LoRA, equal shots"].settings(split, fold, 1) == [[1, 1e-3], [2, 1e-3]]
+    assert METHODS["gradient LoRA"].settings(split, fold, 1) == [[1, 1e-3], [2, 1e-3]]
     ((steps, rate),) = METHODS["gradient LoRA, equal time"].settings(split, fold, 2)
     assert steps >= 1 and rate == 1e-3
-    slow, (task,) = METHODS["gradient LoRA, equal shots"], split.tasks("3x5", 0, 1)
+    slow, (task,) = METHODS["gradient LoRA"], split.tasks("3x5", 0, 1)
     assert slow.episodes(fold.sizes, task) == 2 and METHODS["Mc-Di"].episodes(fold.sizes, task) == 3
 
 
@@ -211,18 +261,6 @@ def test_noise_is_as_wide_as_the_training_adapters_are_spread() -> None:
     assert found[:, 1].equal(plain[:, 1])
     assert found[:, 0].mean().item() == pytest.approx(5.0, abs=0.03)
     assert found[:, 0].std(dim=0).tolist() == pytest.approx([2.0 * 0.5**0.5] * 2, rel=0.02)
-
-
-def test_samples_have_the_mean_and_the_covariance_of_the_training_adapters() -> None:
-    generator = seeded(3)
-    scales = torch.tensor([5.0, 1.0, 0.1])
-    training = 2 + torch.randn(6, 2, 3, generator=generator) * scales
-    found = pca_samples(training, 40_000, noise=seeded())
-    assert found.shape == (40_000, 2, 3)
-    given, made = training.flatten(1), found.flatten(1)
-    scale = torch.cov(given.T).diag().max().item()
-    torch.testing.assert_close(made.mean(dim=0), given.mean(dim=0), rtol=0, atol=0.03 * scale**0.5)
-    torch.testing.assert_close(torch.cov(made.T), torch.cov(given.T), rtol=0, atol=0.03 * scale)
 
 
 def test_calls_are_timed_in_turn_after_one_that_is_not_counted() -> None:

@@ -1,7 +1,7 @@
 """The methods of the benchmark, in the order of its tables."""
 
 from .base import GROUPS, Method
-from .controls import GaussianSample, NoisedNearest
+from .controls import NoisedNearest
 from .frozen import Frozen
 from .gradient_lora import GradientLora, LoraOnAllData, TimedLora
 from .logistic import Logistic, MeanPooledLogistic
@@ -16,7 +16,8 @@ from .mcdi import (
     Selected,
     ShuffledLabels,
 )
-from .nearest import NearestAdapter
+from .metric import LearntMetric
+from .nearest import MeanAdapter, NearestAdapter
 from .setfit import SetFit
 from .shared_adapter import EqualShared, SharedAdapter
 
@@ -39,6 +40,10 @@ METHODS: dict[str, Method] = {
             "frozen, mean-pooled + logistic regression",
             "the same on the mean of the tokens, where the backbone's own class reads CLS; texts only",
         ),
+        LearntMetric(
+            "learnt metric on frozen features",
+            "one matrix on the same, learnt on the training tasks, head in closed form",
+        ),
         SharedAdapter(
             "shared adapter", "what the generator starts from, at strength 0, a head made for each test task"
         ),
@@ -46,6 +51,7 @@ METHODS: dict[str, Method] = {
             "equal shared adapter",
             "one adapter for all tasks with the shared start's steps and tasks, and no coefficients",
         ),
+        MeanAdapter("mean training adapter", "the mean of all training adapters"),
         NearestAdapter(
             "nearest training adapter", "the training adapter whose examples lie nearest to the test task's"
         ),
@@ -53,8 +59,11 @@ METHODS: dict[str, Method] = {
             "mix of training adapters (LoraHub)",
             "a weighted sum of training adapters, the weights searched without gradients on the task's examples",
         ),
-        GradientLora("gradient LoRA, equal shots", "LoRA trained on the task's examples"),
-        TimedLora("gradient LoRA, equal time", "the same, for as many steps as fit into the time of one generation"),
+        GradientLora("gradient LoRA", "LoRA trained on the task's examples, from PEFT's own start"),
+        GradientLora("gradient LoRA, REPTILE start", "the same from a start that REPTILE made", "reptile"),
+        GradientLora("gradient LoRA, shared start", "the same from the equal shared adapter", "shared"),
+        TimedLora("gradient LoRA, equal time", "as many steps as fit into the time of one generation"),
+        TimedLora("gradient LoRA, shared start, equal time", "the same from the equal shared adapter", "shared"),
         SetFit("SetFit", "the library, on the same encoder, with its documented defaults; texts only"),
         LoraOnAllData(
             "LoRA on all data", "LoRA trained on what no other method may see: many more examples of the classes"
@@ -65,8 +74,6 @@ METHODS: dict[str, Method] = {
         Generated("single level (OCD)", "Mv-Di without the inner loop of meta-training", "single level (OCD)"),
         Generated("Mv-Di", "vanilla diffusion: only the last adapter of each trajectory is a target", "Mv-Di"),
         Generated("Tw-Di", "every adapter of a trajectory is treated as if it were the last", "Tw-Di"),
-        Generated("Mc-Di, one draw", "local consistency diffusion, a single draw", candidates=1),
-        Generated("Mc-Di, one draw, one step", "the same in a single step of the sampler", candidates=1, steps=1),
         MAIN,
         Selected("Mc-Di, chosen", "one of eight draws, their mean or what is free, by cross-validation on the shots"),
         Refined("Mc-Di, refined", "the mean of eight draws, then five gradient steps on the task's examples"),
@@ -75,6 +82,5 @@ METHODS: dict[str, Method] = {
         ShuffledLabels("Mc-Di, shuffled labels", "shown the examples with their labels shuffled"),
         NoiseCondition("Mc-Di, a condition of noise", "shown random inputs instead of examples"),
         NOISED,
-        GaussianSample("PCA sample of training adapters", "drawn from the Gaussian of all training adapters"),
     ]
 }

@@ -1,4 +1,4 @@
-"""Controls that know training adapters but no task: noise around them, and samples of the Gaussian fitted to them."""
+"""A control that knows training adapters but no task: noise around the nearest of them."""
 
 from typing import Any
 
@@ -29,24 +29,6 @@ def noised(
     return coefficients + relative_scale * deviation * drawn
 
 
-def pca_samples(coefficients: torch.Tensor, num_samples: int, noise: torch.Generator | None = None) -> torch.Tensor:
-    """Sample adapters from the Gaussian that has the mean and the sample covariance of training adapters.
-
-    Args:
-        coefficients (`torch.Tensor` of shape `(training adapters, num_tokens, token_dim)`): The training adapters'.
-        num_samples (`int`): How many to draw.
-        noise (`torch.Generator`, *optional*): Draws the samples.
-
-    Returns:
-        `torch.Tensor` of shape `(num_samples, num_tokens, token_dim)`.
-    """
-    flat = coefficients.flatten(1)
-    mean = flat.mean(dim=0)
-    # With `z` standard normal, `z (flat - mean) / sqrt(n - 1)` has just that covariance.
-    draws = torch.randn(num_samples, len(flat), generator=noise).to(flat)
-    return (mean + draws @ (flat - mean) / (len(flat) - 1) ** 0.5).unflatten(1, coefficients.shape[1:])
-
-
 class NoisedNearest(Method):
     """Asks whether a generator does more than recall a training adapter and blur it; validation chooses the noise.
 
@@ -62,16 +44,4 @@ class NoisedNearest(Method):
     def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: float) -> list[float]:
         noise, nearest = torch.Generator().manual_seed(seed), nearest_coefficients(split, fold, tasks)
         made = noised(nearest, fold.training.coefficients, setting, noise)
-        return split.headed(fold.codec.matrices(made), tasks)
-
-
-class GaussianSample(Method):
-    """Asks whether knowing the task matters at all."""
-
-    group = "controls"
-    needs_training = True
-
-    def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: Any) -> list[float]:
-        noise = torch.Generator().manual_seed(seed)
-        made = pca_samples(fold.training.coefficients, len(tasks), noise)
         return split.headed(fold.codec.matrices(made), tasks)

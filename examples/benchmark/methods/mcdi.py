@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from fold import Fold
 from PIL import Image
-from splits import TASKS_AT_ONCE, Split, Tensors
+from splits import TASKS_AT_ONCE, Sizes, Split, Tensors
 
 from mcdi_hf import MCDiPipeline, MCDiPipelineOutput, Task
 from mcdi_hf.adapters.condition import see_support
@@ -29,16 +29,18 @@ class Generated(Method):
     Attributes:
         objective (`str`, *optional*, defaults to `"Mc-Di"`): What the generator was trained with, see `OBJECTIVES`.
         candidates (`int`, *optional*, defaults to 8): Draws.
-        steps (`int`, *optional*): Steps of the sampler; by default the pipeline's.
     """
 
     group = "generated"
     objective: str = "Mc-Di"
     candidates: int = 8
-    steps: int | None = None
 
     def fits(self, fold: Fold, seed: int) -> bool:
         return (self.objective, seed) in fold.generator.pipelines
+
+    def episodes(self, sizes: Sizes, task: Task) -> int:
+        control = self.group == "controls" or self.objective != "Mc-Di"
+        return min(sizes.episodes, sizes.control_episodes) if control else sizes.episodes
 
     def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: Any) -> list[float]:
         pipe, noise = fold.pipeline(self.objective, seed), torch.Generator().manual_seed(seed)
@@ -57,8 +59,8 @@ class Generated(Method):
         self, pipe: MCDiPipeline, seen: SupportBatch, support: SupportBatch, noise: torch.Generator
     ) -> Tensors:
         """An adapter for each task, with a head of its own support: key -> `(tasks, *shape)`."""
-        settings = {"num_candidates": self.candidates, "num_inference_steps": self.steps, "generator": noise}
-        return pipe.decode_adapters(pipe(seen, output_type="latent", **settings).adapters, support)
+        tokens = pipe(seen, num_candidates=self.candidates, generator=noise, output_type="latent").adapters
+        return pipe.decode_adapters(tokens, support)
 
 
 class Proposed(Method):
@@ -80,7 +82,7 @@ class Proposed(Method):
         return found
 
 
-class Selected(Generated, SlowMethod):
+class Selected(SlowMethod, Generated):
     """One of the draws, their mean or what is free, by cross-validation on the support."""
 
     def adapters(

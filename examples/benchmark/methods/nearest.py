@@ -1,4 +1,4 @@
-"""The training adapter whose examples lie nearest to a task's."""
+"""Training adapters as they are: that whose examples lie nearest to a task's, and the mean of all."""
 
 from typing import Any
 
@@ -42,3 +42,13 @@ class NearestAdapter(Method):
 
     def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: Any) -> list[float]:
         return split.headed(fold.codec.matrices(nearest_coefficients(split, fold, tasks)), tasks)
+
+
+class MeanAdapter(Method):
+    """One adapter for all tasks, whose coefficients are the mean of those of the training adapters."""
+
+    needs_training = True
+
+    def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: Any) -> list[float]:
+        mean = fold.codec.matrices(fold.training.coefficients.mean(dim=0, keepdim=True))
+        return split.free(split.features("mean adapter", mean), tasks, fold.codec.head)

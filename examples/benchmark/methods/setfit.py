@@ -22,12 +22,13 @@ DEFAULTS = {"num_epochs": 1, "batch_size": 16, "body_learning_rate": 2e-5}
 
 
 class SetFit(Method):
-    """Reads single texts through encoders only, and not many of them, as it is slow."""
+    """Reads texts through encoders only, and not many of them, as it is slow; a pair of texts is one behind the other."""
 
     reads_encoded = False
 
     def fits(self, fold: Fold, seed: int) -> bool:
-        return fold.backbone.pooling == "mean" and fold.sizes.setfit_episodes > 0
+        of_texts = not fold.backbone.reads_images and not fold.backbone.is_causal_lm
+        return of_texts and fold.sizes.setfit_episodes > 0
 
     def episodes(self, sizes: Sizes, task: Task) -> int:
         few = sum(map(len, task.support)) <= sizes.setfit_examples
@@ -49,7 +50,8 @@ def _load(folder: str) -> SetFitModel:
 
 
 def _examples(split: Split, classes: tuple[tuple[int, ...], ...]) -> tuple[list[str], list[int]]:
-    texts = split.inputs([row for rows in classes for row in rows])
+    inputs = split.inputs([row for rows in classes for row in rows])
+    texts = [one if isinstance(one, str) else " ".join(one) for one in inputs]
     return texts, [label for label, rows in enumerate(classes) for _ in rows]
 
 
