@@ -16,19 +16,6 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = ROOT / "src" / "mcdi_hf" / "commands"
 FOLDERS = (".", "docs", "examples", "examples/benchmark", "examples/reproduce", "model_cards")
 PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md")) if page.name != "CHANGELOG.md"]
-# Files of the commit that most figures are of. A page may name one where it names the commit.
-COMMIT = "04766b0"
-GONE = {
-    "examples/ablate_meta_training.py",
-    "examples/ablate_preparation.py",
-    "examples/benchmark.py",
-    "examples/benchmark_few_shot.py",
-    "examples/benchmark_generation.py",
-    "examples/benchmark_preparation.py",
-    "examples/benchmark_training.py",
-    "examples/configs/benchmark.json",
-    "examples/configs/omniglot_ablation.json",
-}
 PLACE = re.compile(r"(?:examples|docs|tests|model_cards)(?:/[\w.-]+)*/[\w-]+(?:\.\w+)?")
 
 
@@ -38,10 +25,9 @@ def test_a_page_points_to_what_is_there(page: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in link]
     missing = [link for link in links if not (page.parent / link).exists()]
     for paragraph in text.split("\n\n"):
-        gone = GONE if COMMIT in paragraph else set()
-        places = {place for place in PLACE.findall(paragraph) if "NAME" not in place} - gone
+        places = {place for place in PLACE.findall(paragraph) if "NAME" not in place}
         missing += [place for place in places if not (ROOT / place).exists()]
-    assert not missing and not [place for place in GONE if (ROOT / place).exists()]
+    assert not missing
 
 
 def flags_of(script: Path) -> set[str]:

@@ -72,7 +72,7 @@ class Generator:
                 make()
                 spent[stage] = time.perf_counter() - began
                 write_json(path, spent)
-        return spent
+        return {stage: spent[stage] for stage in stages}
 
     def _collect(self, data_root: Path, cache_dir: Path | None) -> None:
         values = {"pretrained_model_name_or_path": self.backbone, "base_model_name": BACKBONE_ID}

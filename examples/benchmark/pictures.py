@@ -67,7 +67,7 @@ def shots_picture(*experiments: dict) -> Figure:
         for kind in results["kinds"]:
             group, shots = kind.rpartition("x")[::2]
             by_shots.setdefault(int(shots), {})[group] = results, kind
-    every = set.union(*map(set, by_shots.values()))
+    every = set.union(*(set(groups) for shots, groups in by_shots.items() if shots == min(by_shots)))
     few = set.intersection(*map(set, by_shots.values()))
     panels = {f"mean of {len(own)} data sets": own for own in (every, few)}
     figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 5), layout="constrained", squeeze=False)

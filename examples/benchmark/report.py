@@ -2,7 +2,7 @@
 
     python examples/benchmark/report.py
 
-reads every experiment's result in examples/benchmark/results, fills page.md with it and writes docs/benchmark.md with its
+reads every experiment's result in examples/benchmark/results, fills page.md.j2 with it and writes docs/benchmark.md with its
 pictures, the block of README between its marks, and `model_cards/NAME/results.json`, of which
 `examples/reproduce/write_cards.py` makes the card. Every number is computed from the accuracies of single episodes.
 """
@@ -188,7 +188,7 @@ def environment() -> Environment:
 
 def page(experiments: dict[str, dict]) -> str:
     """docs/benchmark.md."""
-    return environment().get_template("page.md").render(experiments, methods=METHODS) + "\n"
+    return environment().get_template("page.md.j2").render(experiments, methods=METHODS) + "\n"
 
 
 def readme_block(results: dict) -> str:
@@ -200,7 +200,7 @@ def readme_block(results: dict) -> str:
         mean = percent(accuracy(results, name, results["kinds"]), name == MAIN.name)
         rows.append([title, *cells, mean, duration(results["seconds"][name])])
     header = ["accuracy, %", *map(kind_text, README_COLUMNS), *timed]
-    template = environment().from_string((Path(__file__).parent / "readme.md").read_text())
+    template = environment().from_string((Path(__file__).parent / "readme.md.j2").read_text())
     return markdown_table(header, rows) + "\n\n" + template.render(text=results).strip()
 
 

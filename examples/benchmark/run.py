@@ -134,9 +134,8 @@ class Experiment:
         for name, method in self._fitting(fold, seed).items():
             for shots in sorted({shots_of(kind) for kind in self.config["kinds"]}):
                 sealed.choose(choice_name(name, shots, own), lambda: self._choice(method, split, fold, shots))
-        shots = shots_of(self.config["kinds"][0])
-        kind = next(kind for kind in self.config["validation_kinds"] if shots_of(kind) == shots)
-        task = split.tasks(kind, VALIDATION_SEED, 1)[0]
+        shots = shots_of(self._time_kind)
+        task = split.tasks(self._time_kind, VALIDATION_SEED, 1)[0]
         timed = {  # a control takes the time of what it controls
             name: (method, setting_of(sealed, name, shots, own))
             for name, method in self._fitting(fold, seed).items()
@@ -157,6 +156,12 @@ class Experiment:
             tried.append({"setting": setting, "accuracy": float(np.mean(sum(found, [])))})
         best = max(tried, key=lambda one: one["accuracy"], default={"setting": None})
         return {"best": best["setting"], "tried": tried}
+
+    @property
+    def _time_kind(self) -> str:
+        """The validation kind whose tasks are timed: the first of as many shots as the first kind has."""
+        kinds = self.config["validation_kinds"]
+        return next(kind for kind in kinds if shots_of(kind) == shots_of(self.config["kinds"][0]))
 
     @property
     def _plans(self) -> list[tuple[Generator, int, str]]:
@@ -216,17 +221,18 @@ class Experiment:
         command = (
             f"python examples/benchmark/run.py --config examples/benchmark/configs/{self.name}.json --data_root DATA"
         )
+        threads = torch.get_num_threads()
         return {
             "experiment": self.name,
             "title": self.config["title"],
             "kinds": self.config["kinds"],
             "command": command,
-            "machine": f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads a process",
+            "machine": f"{os.cpu_count()} CPU cores, {threads} thread{'s' if threads > 1 else ''} a process",
             "versions": {name: version(name) for name in PACKAGES},
             "seal": sealed.seal,
             "accuracy": {name: kinds for name, kinds in accuracy.items() if kinds},
             "seconds": sealed.choices["times"],
-            "time_kind": self.config["kinds"][0],
+            "time_kind": self._time_kind,
             "choices": choices,
             "memorisation": memorisation,
             "chain": chain,

@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,8 +196,9 @@ def test_gradient_lora_of_hardly_any_step_is_its_start(fold: Fold, split: Split)
     assert METHODS["gradient LoRA"].accuracies(split, fold, tasks, 0, [1, 1e-9]) == pytest.approx(frozen)
 
 
-def test_reptile_goes_to_the_mean_of_what_tasks_are_trained_to(fold: Fold) -> None:
+def test_reptile_goes_to_the_mean_of_what_tasks_are_trained_to(fold: Fold, tmp_path: Path) -> None:
     """The smoke run has two steps: one outer step, which goes all the way, of one task and its query, too."""
+    fold.generator = replace(fold.generator, folder=tmp_path)
     (task,) = fold.training.sampler.stack(0, 1)
     task = replace(task, support=tuple(shots + query for shots, query in zip(task.support, task.query)))
     support = replace(SupportBatch.from_tasks([task]), examples=fold.training.examples)

@@ -14,7 +14,7 @@ from report import MARKS, with_block  # noqa: E402
 
 
 FIGURE = re.compile(r"±|\d\.\d+ ?%|\b\d+(?:\.\d+)? (?:points|percent)\b|\b0\.\d{3}\b(?!\.)")
-PAGES = [path for path in (*ROOT.glob("docs/*.md"), *ROOT.glob("examples/reproduce/cards/*.md"))]
+PAGES = [*ROOT.glob("docs/*.md"), *ROOT.glob("examples/reproduce/cards/*.md")]
 MADE = {"benchmark.md", "experiments.md"}  # the report's, and a page of lessons, whose figures are of validation
 
 

@@ -1,7 +1,5 @@
 """A control that knows training adapters but no task: noise around the nearest of them."""
 
-from typing import Any
-
 import torch
 from fold import Fold
 from splits import Split

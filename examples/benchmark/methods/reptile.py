@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import torch
 from fold import Fold
 from splits import Tensors
 
