@@ -110,6 +110,7 @@ def chain_picture(results: dict) -> Figure:
             found.append(bootstrap_interval(same))
         if found:
             place.hlines(100 * mean_estimate(found).mean, 0, last, color=colour, ls=(0, (5, 5)), label=name)
+    place.set_xticks(sorted(points))
     place.set_xlabel("steps of the sampler taken, from noise")
     place.set_ylabel(f"accuracy of one draw, %\nmean of {len(results['kinds'])} data sets")
     place.grid(alpha=0.25)

@@ -23,7 +23,7 @@ from mcdi_hf.utils.files import write_file
 
 
 ROOT, CONFIGS = Path(__file__).parents[2], Path(__file__).parent / "configs"
-ABOUT = ("experiment", "title", "kinds", "command", "machine", "versions", "seal")
+ABOUT = ("experiment", "title", "kinds", "command", "machine", "versions", "sizes", "seal")
 NEEDED = (*ABOUT, "accuracy", "seconds", "time_kind", "choices", "memorisation", "chain", "spent")
 GROUP_NAMES = {
     "reviews/*": "reviews by sentiment",
@@ -77,10 +77,10 @@ def check_results(results: dict) -> None:
 
 
 def kind_text(kind: str) -> str:
-    """`reviews/*:2x5` is told as its classes' name, with the ways if there are more than two."""
+    """`reviews/*:2x5` is told as its classes' name, with the ways if there are more than two, or no name."""
     group, _, size = kind.rpartition(":")
     ways = int(size.split("x")[0])
-    return f"{GROUP_NAMES.get(group, group)}{f', {ways}-way' if ways > 2 else ''}"
+    return ", ".join([GROUP_NAMES.get(group, group)] * bool(group) + [f"{ways}-way"] * (ways > 2 or not group))
 
 
 def columns_of(results: dict) -> dict[str, list[str]]:

@@ -229,6 +229,7 @@ class Experiment:
             "command": command,
             "machine": f"{os.cpu_count()} CPU cores, {threads} thread{'s' if threads > 1 else ''} a process",
             "versions": {name: version(name) for name in PACKAGES},
+            "sizes": asdict(self.sizes),
             "seal": sealed.seal,
             "accuracy": {name: kinds for name, kinds in accuracy.items() if kinds},
             "seconds": sealed.choices["times"],

@@ -49,6 +49,7 @@ def invented() -> dict:
         "command": "python examples/benchmark/run.py --config drawings.json",
         "machine": "1 core",
         "versions": {},
+        "sizes": {"queries": 5},
         "seal": "0123",
         "accuracy": accuracy,
         "seconds": {"Mc-Di": 0.05, GRADIENT: 12.0},

@@ -38,18 +38,18 @@ METHODS: dict[str, Method] = {
         ),
         MeanPooledLogistic(
             "frozen, mean-pooled + logistic regression",
-            "the same on the mean of the tokens, where the backbone's own class reads CLS; texts only",
+            "logistic regression on the mean of the tokens, where the backbone's own class reads CLS; texts only",
         ),
         LearntMetric(
             "learnt metric on frozen features",
-            "one matrix on the same, learnt on the training tasks, head in closed form",
+            "one matrix on the same features, learnt on the training tasks, with the head in closed form",
         ),
         SharedAdapter(
             "shared adapter", "what the generator starts from, at strength 0, a head made for each test task"
         ),
         EqualShared(
             "equal shared adapter",
-            "one adapter for all tasks with the shared start's steps and tasks, and no coefficients",
+            "one adapter for all tasks, with the data, steps, matrices, rank and head of the generator's shared start",
         ),
         MeanAdapter("mean training adapter", "the mean of all training adapters"),
         NearestAdapter(
@@ -60,11 +60,19 @@ METHODS: dict[str, Method] = {
             "a weighted sum of training adapters, the weights searched without gradients on the task's examples",
         ),
         GradientLora("gradient LoRA", "LoRA trained on the task's examples, from PEFT's own start"),
-        GradientLora("gradient LoRA, REPTILE start", "the same from a start that REPTILE made", "reptile"),
-        GradientLora("gradient LoRA, shared start", "the same from the equal shared adapter", "shared"),
+        GradientLora(
+            "gradient LoRA, REPTILE start",
+            "LoRA trained on the task's examples, from a start that REPTILE made",
+            "reptile",
+        ),
+        GradientLora(
+            "gradient LoRA, shared start",
+            "LoRA trained on the task's examples, from the equal shared adapter",
+            "shared",
+        ),
         TimedLora("gradient LoRA, equal time", "as many steps as fit into the time of one generation"),
-        TimedLora("gradient LoRA, shared start, equal time", "the same from the equal shared adapter", "shared"),
-        SetFit("SetFit", "the library, on the same encoder, with its documented defaults; texts only"),
+        TimedLora("gradient LoRA, shared start, equal time", "as many steps from the equal shared adapter", "shared"),
+        SetFit("SetFit", "the library, fine-tuning the same encoder, with its documented defaults; texts only"),
         LoraOnAllData(
             "LoRA on all data", "LoRA trained on what no other method may see: many more examples of the classes"
         ),
