@@ -107,6 +107,8 @@ def read_sources(trajectories: str) -> list[dict]:
 
 def fingerprint(folder: Path) -> str:
     """A hash of a pipeline's weights and settings, whatever the folder is called and whatever was measured of it."""
+    if not folder.is_dir():
+        raise ValueError(f"There is no pipeline {folder}: expected a released one, or one that was trained.")
     digest, measured = hashlib.sha256(), folder / "results.json"
     paths = (path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors") and path != measured)
     for path in sorted(paths):

@@ -205,6 +205,34 @@ def test_every_config_is_one(path: Path, tmp_path: Path) -> None:
         assert config.get("test_domains", generator.test_domains)
 
 
+def test_a_config_extends_another(tmp_path: Path) -> None:
+    """It has what the other has, but for what it says itself, and not what it says is null."""
+    base = json.loads(CONFIGS[0].with_name("text.json").read_text())
+    (tmp_path / "base.json").write_text(json.dumps(base))
+    (tmp_path / "own.json").write_text(json.dumps({"extends": "base.json", "title": "Mine", "training": None}))
+    expected = base | {"title": "Mine"}
+    del expected["training"]
+    assert read_config(tmp_path / "own.json") == expected
+
+
+def test_beside_a_released_pipeline_what_is_asked_for_is_trained(tmp_path: Path) -> None:
+    path = CONFIGS[0].with_name("text.json")
+    config = read_config(path)
+    (tmp_path / config["trajectories"]).mkdir(parents=True)
+    args = argparse.Namespace(runs_root=tmp_path, backbones_root=tmp_path)
+    (found,) = generators_of(config | {"methods": ["Mc-Di", "Tw-Di"]}, path.parent, args)
+    released = ROOT / config["pipeline"]
+    assert found.pipelines == {
+        ("Mc-Di", 0): released,
+        ("Tw-Di", 0): found.folder / "Tw-Di-0" / "pipeline",
+        ("Mc-Di", 1): found.folder / "Mc-Di-1" / "pipeline",
+    }
+    assert found.recipe == {"training": json.loads((ROOT / config["training"]).read_text())}
+    del config["training"]
+    (found,) = generators_of(config, path.parent, args)
+    assert set(found.pipelines.values()) == {released} and not found.recipe
+
+
 def test_a_backbone_that_there_is_not_is_named(smoke: argparse.Namespace, tmp_path: Path) -> None:
     args = argparse.Namespace(**vars(smoke) | {"backbones_root": tmp_path})
     with pytest.raises(ValueError, match="has no folder 'backbone': say with --backbones_root"):

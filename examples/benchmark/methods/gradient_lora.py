@@ -34,7 +34,7 @@ def lora_accuracies(
 ) -> list[float]:
     """Train matrices and head on the support of each task, many tasks a pass: Adam with a linear decay to zero, from the
     start's matrices and the head in closed form of what they make of the support; from a head of zero the same steps
-    end lower. It runs in bfloat16, as the generators' training did."""
+    end lower. It runs in the precision that the generators' training had."""
     (matrices, head), found = start, []
     for first in range(0, len(tasks), TASKS_AT_ONCE):
         part = tasks[first : first + TASKS_AT_ONCE]
