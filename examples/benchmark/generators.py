@@ -89,7 +89,13 @@ class Generator:
         values = {"validation_domains": self.validation_domains} | values | {"resume_from_checkpoint": "latest"}
         args = MCDiTrainingArguments(output_dir=str(self.pipelines[objective, seed].parent), **values)
         sources = sources_below(data_root, self.recipe.get("sources") or read_sources(self.trajectories))
-        MCDiTrainer(args=args, trajectories=self.trajectories, sources=sources).train()
+        trainer = MCDiTrainer(args=args, trajectories=self.trajectories, sources=sources)
+        folder = trainer.train()
+        if objective != "Mc-Di":  # what an objective taught is in the last weights: validation may keep the start
+            trainer.ema.copy_to(trainer.model.parameters())
+            released = json.loads((self.pipelines["Mc-Di", self.seeds[0]] / "model_index.json").read_text())
+            trainer.pipe.register_to_config(strength=released["strength"])
+            trainer.pipe.save_pretrained(folder)
 
     def _check_unchanged(self) -> None:
         """Refuse a folder that was made with another recipe than this."""
