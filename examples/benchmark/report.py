@@ -169,7 +169,8 @@ def episodes_text(results: dict) -> str:
     for kinds in results["accuracy"].values():
         count = max(sum(map(len, groups.values())) for groups in kinds.values())
         sizes[count] = sizes.get(count, 0) + 1
-    return ", ".join(f"{count} ({rows} rows)" for count, rows in sorted(sizes.items(), reverse=True))
+    parts = (f"{count} ({rows} row{'s' if rows > 1 else ''})" for count, rows in sorted(sizes.items(), reverse=True))
+    return ", ".join(parts)
 
 
 def minutes(*experiments: dict) -> str:
