@@ -118,12 +118,13 @@ class Fold(Memory):
         ]
         table = training_table(description | own)[0]
         rows = LabelledRows(table, "label", "group", None, "domain", description["tasks"]["min_rows"])
-        examples = self.stacked.encode(inputs_of(table), cache_dir=self.args.cache_dir)
+        inputs = inputs_of(table)
+        examples = self.stacked.encode(inputs, cache_dir=self.args.cache_dir)
         coefficients = local_targets(trajectories, codec)[:, -1].to(self.stacked.device)
-        sampler = stack_sampler(rows, sources, description["tasks"], inputs_of(table), description["tasks"]["seed"])
+        sampler = stack_sampler(rows, sources, description["tasks"], inputs, description["tasks"]["seed"])
         start, supports = description["shared_start"], trajectories["support"][:]
         return Training(
-            examples, rows, lambda own: inputs_of(table.select(own)), sampler, supports, coefficients, start
+            examples, rows, lambda own: [inputs[row] for row in own], sampler, supports, coefficients, start
         )
 
     @property

@@ -41,17 +41,32 @@ class MeanPooledLogistic(Logistic):
     """The same on the mean of the tokens, which is what a sentence encoder was pretrained to be judged by; texts only."""
 
     def fits(self, fold: Fold, seed: int) -> bool:
-        return fold.backbone.pooling == "default" and not fold.backbone.reads_images
+        return mean_pools(fold)
 
     def features(self, split: Split, fold: Fold) -> torch.Tensor:
-        backbone = fold.once("mean pooled", lambda: mean_pooled(fold))
-        return split.once("mean pooled", lambda: features_of(backbone, split.inputs(range(len(split.table))))[None])
+        return mean_pooled_features(split, fold)
+
+
+def mean_pools(fold: Fold) -> bool:
+    """Whether the mean of the tokens is something else than the backbone's own features."""
+    return fold.backbone.pooling == "default" and not fold.backbone.reads_images
+
+
+def mean_pooled_features(split: Split, fold: Fold) -> torch.Tensor:
+    """The mean of the tokens of every example: `(1, rows, feature_dim)`."""
+    every = range(len(split.table))
+    return split.once("mean pooled", lambda: features_of(mean_pooled(fold), split.inputs(every))[None])
 
 
 def mean_pooled(fold: Fold) -> FrozenBackbone:
-    backbone = FrozenBackbone.from_pretrained(fold.backbone_folder, "mean", max_length=fold.backbone.max_length)
-    setattr(backbone.model, backbone.head_name, torch.nn.Identity())
-    return backbone
+    """The backbone as it gives the mean of its tokens, loaded once."""
+
+    def load() -> FrozenBackbone:
+        backbone = FrozenBackbone.from_pretrained(fold.backbone_folder, "mean", max_length=fold.backbone.max_length)
+        setattr(backbone.model, backbone.head_name, torch.nn.Identity())
+        return backbone
+
+    return fold.once("mean pooled", load)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from mcdi_hf.data.episodes import SupportBatch, task_losses
 from mcdi_hf.trajectories.shared import SCALAR_RATE, SCALARS, WARMUP_STEPS
 
 from .base import Method
-from .logistic import MeanPooledLogistic, features_of, mean_pooled
+from .logistic import features_of, mean_pooled, mean_pooled_features, mean_pools
 
 
 LEARNING_RATE, STACKS = 1e-3, 300  # stacks of tasks that are drawn, and gone through again and again
@@ -23,7 +23,7 @@ LEARNING_RATE, STACKS = 1e-3, 300  # stacks of tasks that are drawn, and gone th
 
 class LearntMetric(Method):
     """A square matrix that features go through and a head in closed form, learnt together by the query's loss with the
-    steps of the shared start; of texts the mean of the tokens, as [`MeanPooledLogistic`] has it."""
+    steps of the shared start; of texts the mean of the tokens, see [`mean_pooled_features`]."""
 
     needs_training = True
 
@@ -33,15 +33,11 @@ class LearntMetric(Method):
     def accuracies(self, split: Split, fold: Fold, tasks: list[Task], seed: int, setting: Any) -> list[float]:
         learnt = dict(fold.kept("metric", lambda: learn_metric(fold)))
         if mean_pools(fold):
-            features = MeanPooledLogistic("", "").features(split, fold)
+            features = mean_pooled_features(split, fold)
         else:
             features = split.features("frozen", fold.frozen)
         head = RidgeHead(**{name: learnt[name].item() for name in asdict(RidgeHead())})
         return split.free(features @ learnt["metric"].to(features), tasks, head)
-
-
-def mean_pools(fold: Fold) -> bool:
-    return MeanPooledLogistic("", "").fits(fold, 0)
 
 
 def training_features(fold: Fold, rows: torch.Tensor) -> torch.Tensor:
