@@ -114,7 +114,7 @@ def chain_picture(results: dict) -> Figure:
     place.set_xlabel("steps of the sampler taken, from noise")
     place.set_ylabel(f"accuracy of one draw, %\nmean of {len(results['kinds'])} data sets")
     place.grid(alpha=0.25)
-    place.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

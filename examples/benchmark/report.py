@@ -222,7 +222,7 @@ def card_figures(results: dict, kept: dict, config: dict) -> dict:
     rows = {name: dict(zip(kinds, [round(one.mean, 4) for one in found[name]])) for name in found if all(found[name])}
     tasks = {name: config[name] for name in ("sources", "split", "query_split") if name in config}
     table = {
-        "title": "accuracy, data sets never seen",
+        "title": f"accuracy at {shots_text(results['kinds'][0])}, data sets never seen",
         "columns": kinds,
         "rows": rows,
         "bold": [MAIN.name],
