@@ -84,6 +84,7 @@ def test_basis_head_and_scales_survive_saving_and_stay_float32(tmp_path) -> None
     assert loaded.state_dict().keys() == codec.state_dict().keys()
     for name, value in loaded.state_dict().items():
         assert value.dtype == torch.float32 and value.equal(codec.state_dict()[name])
+    assert (codec.dtype, loaded.dtype, loaded.float().dtype) == (torch.float32, torch.float16, torch.float32)
     assert loaded.layout.to_dict() == codec.layout.to_dict() and loaded.head == codec.head
 
 

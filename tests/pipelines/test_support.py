@@ -101,7 +101,7 @@ def test_in_bfloat16_the_statistics_stay_float32() -> None:
     expected = pipe.select(pipe(SUPPORT, generator=seeded(), **settings)).adapters[0]
     basis = {name: value.clone() for name, value in pipe.codec.state_dict().items()}
     pipe.to(torch.bfloat16)
-    assert pipe.denoiser.dtype == pipe.task_encoder.dtype == torch.bfloat16
+    assert {part.dtype for part in (pipe, pipe.denoiser, pipe.task_encoder, pipe.codec)} == {torch.bfloat16}
     assert all(value.equal(basis[name]) for name, value in pipe.codec.state_dict().items())
     output = pipe(SUPPORT, generator=seeded(), **settings)
     found = pipe.select(output).adapters[0]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from closed_forms import BETA_SCHEDULES, PREDICTION_TYPES, convert, every_row, randn
 from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers.utils import logging
 
 from mcdi_hf import LocalConsistencyScheduler
 
@@ -123,6 +124,18 @@ def test_trained_betas_and_save_load(tmp_path):
     assert {name: loaded.config[name] for name in settings} == settings
     x, output = randn(2, 5), randn(2, 5, seed=1)
     assert loaded.step(output, 2, x).prev_sample.equal(scheduler.step(output, 2, x).prev_sample)
+
+
+def test_few_trained_betas_lower_the_segments_and_say_so(caplog):
+    logging.enable_propagation()
+    try:
+        scheduler = LocalConsistencyScheduler(num_segments=3, trained_betas=[0.1, 0.4])
+    finally:
+        logging.disable_propagation()
+    assert "there are 2 segments" in caplog.text
+    assert scheduler.config.num_segments == 2 and scheduler.segment_boundaries.tolist() == [1, 0]
+    with pytest.raises(ValueError, match="num_segments"):
+        LocalConsistencyScheduler(num_train_timesteps=2, num_segments=3)
 
 
 def test_compatibles():

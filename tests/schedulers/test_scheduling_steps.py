@@ -139,6 +139,30 @@ def test_any_number_of_steps_ends_on_the_clean_sample(steps, spacing):
     assert generator.get_state().equal(state)  # the last step draws nothing
 
 
+def test_timesteps_of_ones_own_are_those_of_the_spacing_if_they_are_the_same():
+    spaced, own = LocalConsistencyScheduler(), LocalConsistencyScheduler()
+    spaced.set_timesteps(5)
+    own.set_timesteps(timesteps=spaced.timesteps.tolist())
+    assert own.timesteps.equal(spaced.timesteps) and own.num_inference_steps == 5
+    own.set_timesteps(timesteps=[12, 3, 1])
+    theta, x = randn(2, 5), randn(2, 5, seed=1)
+    for t in own.timesteps:
+        local = own.alphas_cumprod[t]
+        x = own.step((x - local.sqrt() * theta) / (1 - local).sqrt(), t, x).prev_sample
+    torch.testing.assert_close(x, theta, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("timesteps", [[], [3, 12], [12, 12], [20, 3], [3, -1]])
+def test_timesteps_that_do_not_fall_are_refused(timesteps):
+    scheduler = LocalConsistencyScheduler()
+    with pytest.raises(ValueError, match="`timesteps` are .*must fall, from 19"):
+        scheduler.set_timesteps(timesteps=timesteps)
+    assert len(scheduler.timesteps) == 20
+    for arguments in ({}, {"num_inference_steps": 3, "timesteps": [2, 1, 0]}):
+        with pytest.raises(ValueError, match="one of them"):
+            scheduler.set_timesteps(**arguments)
+
+
 def test_previous_timestep():
     scheduler = LocalConsistencyScheduler()
     assert [scheduler.previous_timestep(t) for t in (19, 7, torch.tensor(1), 0)] == [18, 6, 0, -1]

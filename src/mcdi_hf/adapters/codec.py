@@ -22,7 +22,8 @@ class AdapterCodec(ModelMixin, ConfigMixin):
     With `lora_A` and `lora_B` of the shared adapter, a generated one is `lora_B diag(z) lora_A`: LoRA whose `lora_A` is
     `diag(z) lora_A`. A token is `(z - 1) / std`. Tokens of zero are the shared adapter, z = 0 leaves the backbone as it
     is. The head is no part of the tokens: [`RidgeHead`] makes it of what the adapter sees in the support set. The layout
-    and the head are in the config, basis and scales are buffers that stay float32 on load.
+    and the head are in the config. Basis and scales are buffers that stay float32, on load and whatever dtype the codec is
+    moved to; `dtype` is what was asked for.
 
     Args:
         layout (`dict`): [`AdapterLayout.to_dict`].
@@ -51,10 +52,19 @@ class AdapterCodec(ModelMixin, ConfigMixin):
         filled = torch.arange(self.layout.token_dim) < ranks.unsqueeze(-1)
         self.register_buffer("filled", filled, persistent=False)
         self.register_buffer("std", torch.ones(len(ranks), 1))
+        self.register_buffer("asked", torch.empty(0), persistent=False)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "AdapterCodec":
         """Move, but never change the dtype: in bfloat16 the basis would lose what the residuals are made of."""
-        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+        asked = fn(self.asked)
+        super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+        self.asked = asked
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the codec was moved to, as of any other component; its numbers stay float32."""
+        return self.asked.dtype
 
     @classmethod
     def from_backbone(

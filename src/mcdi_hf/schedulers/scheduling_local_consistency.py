@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 
+
+logger = logging.get_logger(__name__)
 
 CHOICES = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
@@ -56,7 +58,8 @@ class LocalConsistencyScheduler(SchedulerMixin, ConfigMixin):
             (abar[T - 1] = 0.0039); a longer chain needs a smaller one, such as 0.02 at T = 1000.
         beta_schedule (`str`, *optional*, defaults to `"linear"`): `"linear"`, `"scaled_linear"` (linear in sqrt(beta))
             or `"squaredcos_cap_v2"` (Nichol & Dhariwal 2021, eq. 17, betas at most 0.999).
-        trained_betas (`np.ndarray` or `list[float]`, *optional*): Betas of shape `(T,)` in place of a schedule.
+        trained_betas (`np.ndarray` or `list[float]`, *optional*): Betas of shape `(T,)` in place of a schedule. Fewer
+            than `num_segments` lower that, with a warning.
         prediction_type (`str`, *optional*, defaults to `"epsilon"`): `"epsilon"`, `"sample"` or `"v_prediction"`.
         timestep_spacing (`str`, *optional*, defaults to `"trailing"`): `"leading"`, `"trailing"` or `"linspace"`, see
             table 2 of https://huggingface.co/papers/2305.08891. A few `"leading"` steps leave out the noisiest one.
@@ -91,6 +94,13 @@ class LocalConsistencyScheduler(SchedulerMixin, ConfigMixin):
         if trained_betas is not None:
             num_train_timesteps = len(trained_betas)
             self.register_to_config(num_train_timesteps=num_train_timesteps)
+            if num_segments > num_train_timesteps > 0:
+                logger.warning(
+                    f"`num_segments` is {num_segments}, but `trained_betas` are {num_train_timesteps}: a segment has one "
+                    f"timestep at least, so there are {num_train_timesteps} segments."
+                )
+                num_segments = num_train_timesteps
+                self.register_to_config(num_segments=num_segments)
         fits = {name: (self.config[name] in allowed, f"one of {allowed}") for name, allowed in CHOICES.items()}
         fits |= {
             "num_train_timesteps": (num_train_timesteps >= 1, "at least 1"),
@@ -250,9 +260,29 @@ class LocalConsistencyScheduler(SchedulerMixin, ConfigMixin):
         """Returns `sample` unchanged whatever the timestep; other schedulers scale it here."""
         return sample
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Chooses `timesteps` of a sampling run: `num_inference_steps` of them, at most T, on `device`."""
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
+        """Chooses `timesteps` of a sampling run, on `device`: `num_inference_steps` of them, at most T, by the spacing of
+        the config, or those that are given, from T - 1 or less down to 0 or more.
+
+        A `ValueError` says that both are given or none, or what is wrong with them.
+        """
         total = self.config.num_train_timesteps
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("Give `num_inference_steps` or `timesteps`: one of them, not both.")
+        if timesteps is not None:
+            falling = all(before > after for before, after in zip([total, *timesteps], [*timesteps, -1]))
+            if not timesteps or not falling:
+                raise ValueError(
+                    f"`timesteps` are {timesteps}; they must fall, from {total - 1} at most to 0 at least."
+                )
+            self.num_inference_steps = len(timesteps)
+            self.timesteps = torch.tensor(timesteps, device=device)
+            return
         if not 1 <= num_inference_steps <= total:
             raise ValueError(f"`num_inference_steps` is {num_inference_steps}; it must be from 1 to {total}.")
         steps = torch.arange(num_inference_steps, dtype=torch.float64)
