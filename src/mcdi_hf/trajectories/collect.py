@@ -67,8 +67,11 @@ def sam_perturbation(gradient: torch.Tensor, rho: float) -> torch.Tensor:
     """The step uphill of sharpness-aware minimisation, `rho * g / |g|`, for every task of a gradient `(tasks, *shape)`
     (Foret et al. 2021, equation 2 with p = 2). A gradient of zero does not step.
     """
-    norms = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
-    return gradient * (rho / norms).view(-1, *[1] * (gradient.ndim - 1))
+    # The squares of a tiny gradient would be zero, and dividing by their root a step without bounds.
+    tasks = -1, *[1] * (gradient.ndim - 1)
+    largest = gradient.flatten(1).abs().amax(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
+    scaled = gradient / largest.view(tasks)
+    return scaled * (rho / scaled.flatten(1).norm(dim=1).clamp(min=1)).view(tasks)
 
 
 class TaskStack:
