@@ -28,7 +28,7 @@ def codec() -> AdapterCodec:
 def test_rows_come_back_to_the_bit_and_in_order(codec: AdapterCodec, tmp_path: Path, streaming: bool) -> None:
     filled(tmp_path / "lr=0.1" / "all", codec, range(3, 5), range(3))
     loaded, record, read = load_trajectories(str(tmp_path / "lr=0.1" / "all"), streaming=streaming)
-    assert record == {**DESCRIPTION, "layout": codec.layout.to_dict()}
+    assert record == {**DESCRIPTION, "layout": codec.layout.to_dict(), "format_version": 1}
     assert all(value.equal(codec.state_dict()[name]) for name, value in read.state_dict().items())
     rows = list(loaded)
     check_rows(rows, codec, range(5))

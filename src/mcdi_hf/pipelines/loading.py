@@ -29,6 +29,8 @@ PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 WEIGHTS = re.compile(r"diffusion_pytorch_model(\.[\w-]+)?\.safetensors")
 SHARD = re.compile(r"diffusion_pytorch_model(\.[\w-]+)?-\d{5}-of-\d{5}(\.[\w-]+)?\.safetensors")
 MAX_TIMESTEPS = 100_000
+# Of a pipeline's files. Whoever changes what they mean raises it, and reads the older ones or says what to do.
+FORMAT_VERSION, FORMAT_KEY = 1, "_format_version"
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "create_pr", "token")
 # What a look at the index has in common with the download of the rest.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
@@ -96,11 +98,16 @@ def save_whole(pipe: Any, save: Callable, folder: Path, kwargs: dict[str, Any]) 
         save(str(beside), **kwargs)
         if place.startswith("./"):
             shutil.copytree(backbone_place(pipe), beside / place)
+        index = beside / pipe.config_name
         for path in beside.rglob("*.json"):
             values = json.loads(path.read_text())
-            if "_name_or_path" in values:  # where this pipeline was loaded from is nobody's business
-                del values["_name_or_path"]
-                path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+            kept = {
+                key: value for key, value in values.items() if key != "_name_or_path"
+            }  # a place is nobody's business
+            if path == index:
+                kept[FORMAT_KEY] = FORMAT_VERSION
+            if kept != values:
+                path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
 
     write_folder(folder, write, last=pipe.config_name)
     if push:
@@ -145,6 +152,12 @@ def check_index(pipeline_class: type, path: Path, given: dict[str, Any]) -> None
         raise ValueError(
             f"{path} is of {index.get('_class_name')!r}: expected {pipeline_class.__name__!r}. Code that comes with a "
             "pipeline is never run."
+        )
+    version = index.get(FORMAT_KEY, 1)
+    if version not in range(1, FORMAT_VERSION + 1):
+        raise ValueError(
+            f"{path} is of format {version!r}: this mcdi_hf reads up to {FORMAT_VERSION}. Upgrade mcdi_hf, or get the "
+            "pipeline that was saved for this version."
         )
     for name, kind in components.items():
         allowed = [[one.__module__.split(".")[0], one.__name__] for one in _kinds(kind)]

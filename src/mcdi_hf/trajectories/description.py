@@ -9,6 +9,10 @@ from ..models.task_encoder import TaskEncoder
 from ..utils.files import read_json
 
 
+# Of a trajectory folder's files. Whoever changes what they mean raises it, and reads the older ones or says what to do.
+FORMAT_VERSION = 1
+
+
 def package_versions() -> dict[str, str]:
     """The versions of the packages that trajectories depend on, for their description."""
     return {name: version(name) for name in ("mcdi_hf", "torch", "transformers", "peft", "datasets", "numpy")}
@@ -18,9 +22,15 @@ def read_record(path: Path) -> tuple[dict, AdapterLayout]:
     """Read a `trajectories.json`, and the layout in it.
 
     Raises:
-        `ValueError`: when the file is damaged, or has no layout.
+        `ValueError`: when the file is damaged, has no layout, or is of a format that is not known.
     """
     record = read_json(path)
+    version = record.setdefault("format_version", 1)
+    if version not in range(1, FORMAT_VERSION + 1):
+        raise ValueError(
+            f"{path} is of format {version!r}: this mcdi_hf reads up to {FORMAT_VERSION}. Upgrade mcdi_hf, or collect "
+            "the trajectories again."
+        )
     try:
         layout = AdapterLayout.from_dict(record.get("layout"))
     except ValueError as error:

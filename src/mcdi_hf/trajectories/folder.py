@@ -17,7 +17,7 @@ from ..adapters.layout import AdapterLayout
 from ..models.task_encoder import TaskEncoder
 from ..utils.files import write_file, write_folder
 from .dataset_card import trajectory_card
-from .description import differences, read_codec, read_record, same_basis
+from .description import FORMAT_VERSION, differences, read_codec, read_record, same_basis
 from .shards import check_shard
 
 
@@ -83,7 +83,7 @@ class TrajectoryFolder:
         in another basis; an `OSError` that it cannot be written.
         """
         # dict(**...) refuses a description that has a `layout` of its own.
-        record = dict(**description, layout=codec.layout.to_dict())
+        record = dict(**description, layout=codec.layout.to_dict(), format_version=FORMAT_VERSION)
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         if (folder / RECORD).is_file():
             different = differences(read_record(folder / RECORD)[0], json.loads(text))
