@@ -1,0 +1,157 @@
+"""What else makes a head from one shot of each class: nothing learnt, a gradient from a start, and REPTILE itself."""
+
+import copy
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm.auto import trange
+
+from mcdi_hf.training.reptile import reptile_step
+from mcdi_hf.utils.files import write_file
+
+from .conv4 import CHANNELS, Conv4, images_of, split_alphabets
+from .heads import ROWS, WAYS, Adam, Episodes, loss_and_gradient
+from .runs import EPISODES, episodes_of, features_at
+
+
+STEPS_AT_USE = (1, 2, 5, 10, 20)
+VALIDATION_EPISODES = 50
+
+
+@dataclass(frozen=True)
+class Reptile:
+    """One training by REPTILE: of what part of the network, with which inner learning rate, for how many outer steps."""
+
+    part: str
+    learning_rate: float
+    steps: int
+
+    def name(self) -> str:
+        return f"reptile-{self.part}-{self.learning_rate:g}-{self.steps}"
+
+
+def nearest_shot(episodes: Episodes) -> torch.Tensor:
+    """The heads `(tasks, 5, 65)` that answer with the class of the nearest shot."""
+    bias = -episodes.support.square().sum(dim=-1, keepdim=True) / 2
+    return torch.cat([episodes.support, bias], dim=-1)
+
+
+def gradient_heads(episodes: Episodes, start: torch.Tensor, learning_rate: float, steps: int) -> torch.Tensor:
+    """Heads after some steps of Adam on the shots, from `start` `(tasks, 5, 65)`."""
+    heads, adam, labels = start, Adam(learning_rate), torch.arange(WAYS)
+    for _ in range(steps):
+        heads = heads - adam.step(loss_and_gradient(heads, episodes.support, labels)[1])
+    return heads
+
+
+def untrained(part: str) -> nn.Module:
+    """A network of PyTorch's own start: the head alone, the last block with the head, or the whole Conv-4 with it."""
+    head = nn.Linear(CHANNELS, WAYS)
+    if part == "head":
+        return head
+    if part == "whole":
+        return nn.Sequential(Conv4(), head)
+    return nn.Sequential(nn.Unflatten(1, (CHANNELS, 3, 3)), Conv4.block(CHANNELS, CHANNELS), nn.Flatten(), head)
+
+
+def meta_train(setting: Reptile, inputs: torch.Tensor) -> nn.Module:
+    """REPTILE on tasks of the classes of `inputs` `(classes, drawers, views, ...)`: five steps on batches of 25, the mean
+    difference of five tasks, and a rate that falls from 1 to 0 (Nichol et al. 2018)."""
+    torch.manual_seed(0)
+    generator, accelerator = torch.Generator().manual_seed(0), Accelerator(cpu=True, mixed_precision="bf16")
+    model = untrained(setting.part)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, setting.steps)
+    labels, tasks = torch.arange(WAYS).repeat(ROWS // WAYS), 5
+    for _ in trange(setting.steps, desc=setting.name()):
+        classes = torch.rand(tasks, len(inputs), generator=generator).topk(WAYS).indices
+
+        def loss(clone: nn.Module, task: int, inner_step: int, classes: torch.Tensor = classes) -> torch.Tensor:
+            drawers, views = (torch.randint(inputs.shape[axis], (ROWS,), generator=generator) for axis in (1, 2))
+            batch = inputs[classes[task][labels], drawers, views].float()
+            return nn.functional.cross_entropy(clone(batch).float(), labels)
+
+        reptile_step(accelerator, model, optimizer, tasks, loss, 5, setting.learning_rate)
+        schedule.step()
+    return model
+
+
+def adapt(model: nn.Module, support: torch.Tensor, learning_rate: float, steps: int) -> nn.Module:
+    """A copy after some steps on the shots `(5, ...)`, whose batch norms keep the shots' statistics."""
+    clone, labels = copy.deepcopy(model).train(), torch.arange(WAYS)
+    optimizer = torch.optim.SGD(clone.parameters(), lr=learning_rate)
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(clone(support), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for module in clone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        clone(support)
+    return clone.eval()
+
+
+def judge(model: nn.Module, episodes: Episodes, learning_rate: float, steps: int) -> list[float]:
+    """The accuracy on each task's queries after adapting to its shots."""
+    found = []
+    for support, query in zip(episodes.support, episodes.query):
+        adapted = adapt(model, support.float(), learning_rate, steps)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=query[0].ndim == 3):
+            answers = adapted(query.float()).argmax(dim=-1)
+        found.append(round(float((answers == episodes.labels).float().mean()), 4))
+    return found
+
+
+def run_reptile(setting: Reptile, dataset: str, output_dir: Path) -> None:
+    """Meta-train, choose the number of steps on validation episodes, judge and write; what is there stays."""
+    torch.set_num_threads(1)
+    path = output_dir / "runs" / f"{setting.name()}.json"
+    if path.exists():
+        return
+    inputs, validation, test = inputs_of(setting.part, dataset, output_dir)
+    model, few = meta_train(setting, inputs), Episodes.draw(validation, VALIDATION_EPISODES, seed=1)
+    scores = {steps: sum(judge(model, few, setting.learning_rate, steps)) / len(few.support) for steps in STEPS_AT_USE}
+    best = max(scores, key=scores.get)
+    found = {"setting": asdict(setting), "validation": scores, "steps at use": best}
+    found["accuracy"] = judge(model, Episodes.draw(test, EPISODES, seed=2), setting.learning_rate, best)
+    write_file(path, lambda stream: stream.write(json.dumps(found).encode()))
+
+
+def inputs_of(part: str, dataset: str, output_dir: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the network reads of the images to train on, to validate and to test on: features for a head, maps for a
+    block, pixels for the whole, which is trained on the alphabets of the Conv-4's pretraining, too."""
+    if part != "whole":
+        features = features_at(output_dir / {"head": "features.safetensors", "block": "maps.safetensors"}[part])
+        return features.train, features.validation, features.test
+    pretraining, training, validation = split_alphabets(dataset)
+    parts = torch.cat([pretraining, training]), validation, images_of(dataset, "test")[0]
+    return tuple(images[:, :, None, None] for images in parts)
+
+
+def run_frozen(output_dir: Path) -> None:
+    """What needs no meta-training, on frozen features: the nearest shot, and Adam on the shots from zero and from the
+    Gaussian start of the trajectories, as many steps as validation likes best."""
+    path = output_dir / "runs" / "frozen.json"
+    if path.exists():
+        return
+    validation, test = episodes_of(features_at(output_dir / "features.safetensors"))
+    accuracy = {"nearest shot": test.accuracies(nearest_shot(test)).tolist()}
+    gaussian = torch.randn(len(test.support), WAYS, CHANNELS + 1, generator=torch.Generator().manual_seed(0))
+    for name, scale in {"gradient from zero": 0.0, "gradient from the Gaussian start": 1.0}.items():
+        start = scale * gaussian
+        tried = {
+            (rate, steps): float(
+                validation.accuracies(gradient_heads(validation, start[: len(validation.support)], rate, steps)).mean()
+            )
+            for rate in (0.05, 0.2)
+            for steps in (5, 20, 60)
+        }
+        accuracy[name] = test.accuracies(gradient_heads(test, start, *max(tried, key=tried.get))).tolist()
+    rounded = {name: [round(value, 4) for value in values] for name, values in accuracy.items()}
+    write_file(path, lambda stream: stream.write(json.dumps({"accuracy": rounded}).encode()))
