@@ -138,7 +138,7 @@ def train(
 ) -> PairScheduler:
     """Train `model` in place; `on_step(step)` is called after each. The scheduler that it was trained with returns."""
     scheduler, generator = scheduler_of(setting), torch.Generator().manual_seed(setting.seed)
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    accelerator = Accelerator(cpu=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, setting.steps)
     bi = setting.level == "bi"
@@ -149,7 +149,8 @@ def train(
         def loss(clone: nn.Module, task: int, inner_step: int, drawn: torch.Tensor = drawn) -> torch.Tensor:
             tasks = drawn[task].expand(rows // (count * inner)) if bi else drawn
             batch = batches.draw(tasks, scheduler, generator)
-            return local_consistency_losses(clone, scheduler, batch, generator)[0].mean()
+            with torch.autocast("cpu", torch.bfloat16):
+                return local_consistency_losses(clone, scheduler, batch, generator)[0].mean()
 
         # With one clone that takes one step, what REPTILE follows is the gradient: a single level.
         reptile_step(accelerator, model, optimizer, count, loss, inner, INNER_LEARNING_RATE)
