@@ -22,7 +22,7 @@ from ..adapters.codec import AdapterCodec
 from ..adapters.head import RidgeHead
 from ..adapters.layout import AdapterLayout
 from ..models.denoiser import MCDiDenoiser
-from ..utils.files import read_json, write_folder
+from ..utils.files import check_format, read_json, write_folder
 
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
@@ -101,9 +101,8 @@ def save_whole(pipe: Any, save: Callable, folder: Path, kwargs: dict[str, Any]) 
         index = beside / pipe.config_name
         for path in beside.rglob("*.json"):
             values = json.loads(path.read_text())
-            kept = {
-                key: value for key, value in values.items() if key != "_name_or_path"
-            }  # a place is nobody's business
+            # Where this pipeline was loaded from is nobody's business.
+            kept = {key: value for key, value in values.items() if key != "_name_or_path"}
             if path == index:
                 kept[FORMAT_KEY] = FORMAT_VERSION
             if kept != values:
@@ -153,12 +152,7 @@ def check_index(pipeline_class: type, path: Path, given: dict[str, Any]) -> None
             f"{path} is of {index.get('_class_name')!r}: expected {pipeline_class.__name__!r}. Code that comes with a "
             "pipeline is never run."
         )
-    version = index.get(FORMAT_KEY, 1)
-    if version not in range(1, FORMAT_VERSION + 1):
-        raise ValueError(
-            f"{path} is of format {version!r}: this mcdi_hf reads up to {FORMAT_VERSION}. Upgrade mcdi_hf, or get the "
-            "pipeline that was saved for this version."
-        )
+    check_format(path, index.get(FORMAT_KEY, 1), FORMAT_VERSION, "get the pipeline that was saved for this version")
     for name, kind in components.items():
         allowed = [[one.__module__.split(".")[0], one.__name__] for one in _kinds(kind)]
         if name not in given and index.get(name) not in allowed:

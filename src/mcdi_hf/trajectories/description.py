@@ -6,7 +6,7 @@ from pathlib import Path
 from ..adapters.codec import AdapterCodec
 from ..adapters.layout import AdapterLayout
 from ..models.task_encoder import TaskEncoder
-from ..utils.files import read_json
+from ..utils.files import check_format, read_json
 
 
 # Of a trajectory folder's files. Whoever changes what they mean raises it, and reads the older ones or says what to do.
@@ -25,12 +25,7 @@ def read_record(path: Path) -> tuple[dict, AdapterLayout]:
         `ValueError`: when the file is damaged, has no layout, or is of a format that is not known.
     """
     record = read_json(path)
-    version = record.setdefault("format_version", 1)
-    if version not in range(1, FORMAT_VERSION + 1):
-        raise ValueError(
-            f"{path} is of format {version!r}: this mcdi_hf reads up to {FORMAT_VERSION}. Upgrade mcdi_hf, or collect "
-            "the trajectories again."
-        )
+    check_format(path, record.setdefault("format_version", 1), FORMAT_VERSION, "collect the trajectories again")
     try:
         layout = AdapterLayout.from_dict(record.get("layout"))
     except ValueError as error:

@@ -129,5 +129,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def check_format(path: Path, version: Any, newest: int, otherwise: str) -> None:
+    """Refuse a file of a format that is not one from 1 to `newest`; `otherwise` says what helps besides an upgrade."""
+    if version not in range(1, newest + 1):
+        raise ValueError(
+            f"{path} is of format {version!r}: this mcdi_hf reads up to {newest}. Upgrade mcdi_hf, or {otherwise}."
+        )
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"it holds {name}, which is no number")
