@@ -12,7 +12,6 @@ import argparse
 import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,13 +23,13 @@ from paper.pictures import surface_picture, time_picture
 from paper.report import IMAGES, PAGE, RESULTS, page, read_results
 from paper.rivals import Reptile, run_frozen, run_reptile
 from paper.runs import run, run_ddim
-from paper.summary import summary
+from paper.summary import SWEEP_SEEDS, SWEEPS, summary
 from tqdm.auto import tqdm
 
+from mcdi_hf.training.objective import OBJECTIVES
 from mcdi_hf.utils.files import write_file
 
 
-OBJECTIVES = ("mc", "mv", "tw")
 DDIM = list(product(OBJECTIVES, range(3), (False, True)))
 REPTILES = [("whole", 0.3, 600), ("block", 0.1, 1500), ("block", 0.5, 1500), ("head", 0.02, 2000), ("head", 0.1, 2000)]
 
@@ -41,14 +40,10 @@ def settings() -> list[Setting]:
     found += [Setting(objective, "bi", seed) for seed, objective in product(range(3), (*OBJECTIVES, "mv_times"))]
     found += [Setting("mv_times", "single", seed) for seed in range(4)]
     found += [Setting(objective, coupled=True, seed=seed) for seed, objective in product(range(3), OBJECTIVES)]
-    some = [Setting(objective, seed=seed) for seed, objective in product(range(2), OBJECTIVES)]
-    found += [replace(one, learning_rate=rate) for rate, one in product((0.01, 0.05, 0.5), some)]
-    found += [replace(one, sam_rho=reach) for reach, one in product((0.0, 0.5), some) if one.objective != "tw"]
-    found += [replace(one, num_segments=count) for count, one in product((2, 5, 10), some) if one.objective == "mc"]
-    found += [
-        replace(one, num_train_timesteps=count) for count, one in product((5, 10, 50), some) if one.objective != "tw"
-    ]
-    return found
+    for field, (values, objectives) in SWEEPS.items():
+        some = product(values, range(SWEEP_SEEDS), objectives)
+        found += [Setting(objective, seed=seed, **{field: value}) for value, seed, objective in some]
+    return list(dict.fromkeys(found))  # each sweep passes the usual value
 
 
 def block_settings() -> list[tuple[Setting, bool]]:

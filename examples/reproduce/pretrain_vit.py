@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from datasets import ClassLabel
+from datasets import ClassLabel, Dataset
 from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, get_cosine_schedule_with_warmup
 from transformers.hf_argparser import HfArg
@@ -62,29 +62,41 @@ class Arguments:
 def load_images(args: Arguments) -> torch.Tensor:
     """The images of every class and of its rotations, as numbers from 0 to 1: `(classes, images, height, width)`."""
     table = load_cached_dataset(args.dataset_name, split="train")
-    names = {}
-    for column in (args.label_column, args.domain_column):
-        if not isinstance(table.features.get(column), ClassLabel):
-            raise ValueError(f"{args.dataset_name} has no ClassLabel column {column!r}; it has {table.features}.")
-        names[column] = table.features[column].names
-    known = names[args.domain_column]
+    check_columns(table, args.dataset_name, [args.label_column, args.domain_column])
+    known = table.features[args.domain_column].names
     if unknown := sorted(set(args.train_domains) - set(known)):
         raise ValueError(f"There are no domains {unknown}: expected some of {known}.")
     domains = np.asarray(table.with_format("numpy")[args.domain_column][:])
     table = table.select(np.flatnonzero(np.isin(domains, [known.index(name) for name in args.train_domains])))
-    labels = np.asarray(table.with_format("numpy")[args.label_column][:])
-    size = (args.image_size, args.image_size)
-    images = np.stack([np.asarray(image.convert("L").resize(size)) for image in table[args.image_column][:]])
-    rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    count = min(len(members) for members in rows)
-    if count < args.images_per_class:
+    classes = images_by_class(table, args.image_column, args.label_column, args.image_size)
+    if (count := classes.shape[1]) < args.images_per_class:
         raise ValueError(f"A class has {count} images, fewer than images_per_class ({args.images_per_class}).")
-    classes = torch.from_numpy(np.stack([images[members[:count]] for members in rows])).float() / 255
     if 4 * len(classes) < args.classes_per_step:
         raise ValueError(
             f"With rotations there are {4 * len(classes)} classes, fewer than classes_per_step ({args.classes_per_step})."
         )
-    return torch.cat([classes.rot90(quarter, dims=(2, 3)) for quarter in range(4)])
+    return turned(classes)
+
+
+def check_columns(table: Dataset, name: str, columns: list[str]) -> None:
+    """Refuse a data set without named classes in some columns."""
+    for column in columns:
+        if not isinstance(table.features.get(column), ClassLabel):
+            raise ValueError(f"{name} has no ClassLabel column {column!r}; it has {table.features}.")
+
+
+def images_by_class(table: Dataset, image_column: str, label_column: str, size: int) -> torch.Tensor:
+    """Grey images from 0 to 1 by class, as many of each as the smallest has: `(classes, images, size, size)`."""
+    labels = np.asarray(table.with_format("numpy")[label_column][:])
+    images = np.stack([np.asarray(image.convert("L").resize((size, size))) for image in table[image_column][:]])
+    rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    count = min(map(len, rows))
+    return torch.from_numpy(np.stack([images[members[:count]] for members in rows])).float() / 255
+
+
+def turned(images: torch.Tensor) -> torch.Tensor:
+    """The classes, and as new ones those turned by one, two and three quarters."""
+    return torch.cat([images.rot90(quarter, dims=(2, 3)) for quarter in range(4)])
 
 
 def move(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """One training of the generator of last blocks and heads, as one file, and the trajectories that it learns from."""
 
-import json
 import time
 from dataclasses import asdict
 from functools import lru_cache
@@ -13,8 +12,8 @@ from mcdi_hf.utils.files import write_file
 
 from .blocks import BlockEpisodes, BlockGenerator, filled, optimise_blocks
 from .generator import Batches, Setting, sample, scheduler_of, train
-from .heads import Episodes, Trajectories
-from .runs import EPISODES, features_at
+from .heads import Trajectories
+from .runs import EPISODES, features_at, rounded, write_once
 
 
 TASKS, ROWS, STEPS, AT_ONCE = 600, 48, 200, 250
@@ -43,42 +42,39 @@ def read_blocks(path: Path) -> Trajectories:
 
 def episodes_of_maps(maps: torch.Tensor) -> BlockEpisodes:
     """The test episodes that the heads have, of maps."""
-    return BlockEpisodes(**vars(Episodes.draw(maps, EPISODES, seed=2)))
+    return BlockEpisodes.draw(maps, EPISODES, seed=2)
 
 
 def run_blocks(setting: Setting, shared_block: bool, output_dir: Path) -> None:
-    """Train, measure and write; what an earlier run wrote is left as it is."""
-    torch.set_num_threads(1)
-    path = output_dir / "runs" / f"blocks-{'shared' if shared_block else 'own'}-{setting.name()}.json"
-    if path.exists():
-        return
-    maps = features_at(output_dir / "maps.safetensors")
+    """Train a generator of blocks and measure it."""
+    name = f"blocks-{'shared' if shared_block else 'own'}-{setting.name()}"
+    write_once(output_dir, name, _train_and_measure, setting, shared_block, output_dir)
+
+
+def _train_and_measure(setting: Setting, shared_block: bool, output_dir: Path) -> dict:
+    maps, scheduler = features_at(output_dir / "maps.safetensors"), scheduler_of(setting)
     test = episodes_of_maps(maps.test)
     batches = Batches(maps.train, read_blocks(trajectories_path(output_dir, shared_block)), filled(), setting.coupled)
     torch.manual_seed(setting.seed)
-    model, began = BlockGenerator(scheduler_of(setting).alphas_cumprod), time.process_time()
-    scheduler = train(setting, batches, model, rows=ROWS)
+    model, began = BlockGenerator(scheduler.alphas_cumprod), time.process_time()
+    train(setting, batches, model, rows=ROWS)
     found = {"setting": asdict(setting), "shared block": shared_block, "seconds": time.process_time() - began}
     found["accuracy"] = {}
     for name, temperature in {"sampled": 1.0, "mean": 0.0}.items():
         parts = test.support.float().split(AT_ONCE)  # a chain of a thousand blocks would take gigabytes
         ends = [sample(model, scheduler, part, temperature=temperature, seed=i)[-1] for i, part in enumerate(parts)]
         weights = torch.cat(ends) * filled()
-        found["accuracy"][name] = _rounded(test.accuracies(weights))
-        found["accuracy"][f"{name}, nearest shot"] = _rounded(test.accuracies_of_features(weights))
-    write_file(path, lambda stream: stream.write(json.dumps(found).encode()))
+        found["accuracy"][name] = rounded(test.accuracies(weights))
+        found["accuracy"][f"{name}, nearest shot"] = rounded(test.accuracies_of_features(weights))
+    return found
 
 
 def run_start(output_dir: Path) -> None:
     """What Gaussian blocks are worth that nothing has trained."""
-    path = output_dir / "runs" / "blocks-start.json"
-    if path.exists():
-        return
+    write_once(output_dir, "blocks-start", _measure_start, output_dir)
+
+
+def _measure_start(output_dir: Path) -> dict:
     test = episodes_of_maps(features_at(output_dir / "maps.safetensors").test)
     weights = torch.randn(len(test.support), *filled().shape, generator=torch.Generator().manual_seed(0)) * filled()
-    found = {"accuracy": {"nearest shot": _rounded(test.accuracies_of_features(weights))}}
-    write_file(path, lambda stream: stream.write(json.dumps(found).encode()))
-
-
-def _rounded(values: torch.Tensor) -> list[float]:
-    return [round(value, 4) for value in values.tolist()]
+    return {"accuracy": {"nearest shot": rounded(test.accuracies_of_features(weights))}}

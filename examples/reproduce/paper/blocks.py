@@ -1,7 +1,6 @@
 """The last block of the Conv-4 and the head together: their trajectories, their generator and what they are worth."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -9,16 +8,15 @@ from torch.nn import functional
 
 from mcdi_hf import MCDiDenoiser
 from mcdi_hf.data.episodes import SupportBatch
-from mcdi_hf.trajectories.collect import sam_perturbation
 
 from .conv4 import CHANNELS
-from .heads import ROWS, SEEN_DRAWERS, STEPS, WAYS, Adam, Trajectories
+from .generator import Setting
+from .heads import WAYS, Episodes, Trajectories, descend, logits
 
 
 MAP = 9 * CHANNELS  # what block 3 leaves of an image: 64 channels of 3 x 3
 TOKENS = CHANNELS + WAYS  # a filter of 64 x 3 x 3 each, and a row of the head each
 AT_ONCE = 50
-TARGETS, RATE, SAM_RHO = 3, 0.2, 0.05  # as for heads
 
 
 def filled() -> torch.Tensor:
@@ -50,9 +48,7 @@ def _convolve(weights: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
 
 def block_logits(weights: torch.Tensor, support: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
     """The classes of `maps` by block and head: `(tasks, rows, 5)`."""
-    head = weights[:, CHANNELS:, : CHANNELS + 1]
-    found = block_features(weights, support, maps)
-    return found @ head[..., :-1].transpose(1, 2) + head[..., -1].unsqueeze(1)
+    return logits(weights[:, CHANNELS:, : CHANNELS + 1], block_features(weights, support, maps))
 
 
 def optimise_blocks(maps: torch.Tensor, tasks: int, shared_block: bool) -> Trajectories:
@@ -63,21 +59,10 @@ def optimise_blocks(maps: torch.Tensor, tasks: int, shared_block: bool) -> Traje
     start = torch.randn(tasks, TOKENS, MAP, generator=generator) * filled()
     if shared_block:
         start[:, :CHANNELS] = start[:1, :CHANNELS].clone()
-    kept = {round(i * STEPS / TARGETS) for i in range(1, TARGETS + 1)}
-    labels, targets = torch.arange(WAYS).repeat(ROWS // WAYS), []
-    for some, weights in zip(classes.split(AT_ONCE), start.split(AT_ONCE)):
-        adam, path = Adam(RATE), []
-        for step in range(1, STEPS + 1):
-            shape = len(some), ROWS
-            drawers = torch.randint(SEEN_DRAWERS, shape, generator=generator)
-            batch = maps[some[:, labels], drawers, torch.randint(maps.shape[2], shape, generator=generator)]
-            gradient = _gradient(weights, batch, labels)
-            gradient = _gradient(weights + sam_perturbation(gradient, SAM_RHO), batch, labels)
-            weights = weights - adam.step(gradient)
-            if step in kept:
-                path.append(weights)
-        targets.append(torch.stack(path, dim=1))
-    return Trajectories(classes, start, torch.cat(targets))
+    usual = Setting()
+    how = _gradient, usual.learning_rate, usual.sam_rho, usual.num_segments, generator
+    parts = zip(start.split(AT_ONCE), classes.split(AT_ONCE))
+    return Trajectories(classes, start, torch.cat([descend(some, maps, named, *how) for some, named in parts]))
 
 
 def _gradient(weights: torch.Tensor, batch: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -87,13 +72,8 @@ def _gradient(weights: torch.Tensor, batch: torch.Tensor, labels: torch.Tensor) 
     return torch.autograd.grad(loss, weights)[0]
 
 
-@dataclass
-class BlockEpisodes:
-    """As [`Episodes`], of maps: `support` `(tasks, 5, 576)`, `query` `(tasks, queries, 576)`, `labels` `(queries,)`."""
-
-    support: torch.Tensor
-    query: torch.Tensor
-    labels: torch.Tensor
+class BlockEpisodes(Episodes):
+    """[`Episodes`] of maps: `support` `(tasks, 5, 576)`, `query` `(tasks, queries, 576)`, `labels` `(queries,)`."""
 
     def accuracies(self, weights: torch.Tensor) -> torch.Tensor:
         """By block and head, `(tasks,)`."""

@@ -1,12 +1,12 @@
 """Omniglot, a Conv-4 that is frozen once it is pretrained, and what it makes of every image."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import ClassLabel
-from pretrain_vit import move
+from pretrain_vit import check_columns, images_by_class, move, turned
 from safetensors.torch import load_file, save
 from torch import nn
 from tqdm.auto import trange
@@ -54,23 +54,13 @@ class Features:
     test: torch.Tensor
 
 
+@lru_cache
 def images_of(dataset: str, split: str) -> tuple[torch.Tensor, np.ndarray]:
     """All images of a split by character, `(characters, drawers, 28, 28)` from 0 to 1, and each character's alphabet."""
     table = load_cached_dataset(dataset, split=split)
-    for column in ("character", "alphabet"):
-        if not isinstance(table.features.get(column), ClassLabel):
-            raise ValueError(f"{dataset} has no ClassLabel column {column!r}: expected Omniglot, with one.")
+    check_columns(table, dataset, ["character", "alphabet"])
     labels, alphabets = (np.asarray(table.with_format("numpy")[name][:]) for name in ("character", "alphabet"))
-    rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    count = min(map(len, rows))
-    images = np.stack([np.asarray(image.convert("L").resize((SIZE, SIZE))) for image in table["image"][:]])
-    stacked = torch.from_numpy(np.stack([images[members[:count]] for members in rows])).float() / 255
-    return stacked, np.array([alphabets[members[0]] for members in rows])
-
-
-def turned(images: torch.Tensor) -> torch.Tensor:
-    """The characters, and as new ones those turned by one, two and three quarters."""
-    return torch.cat([images.rot90(quarter, dims=(2, 3)) for quarter in range(4)])
+    return images_by_class(table, "image", "character", SIZE), alphabets[np.unique(labels, return_index=True)[1]]
 
 
 def pretrain(images: torch.Tensor, epochs: int, seed: int) -> Conv4:
@@ -125,16 +115,15 @@ def make_network(dataset: str, path: Path, epochs: int) -> Conv4:
     return network.eval()
 
 
-def make_features(dataset: str, path: Path, network: Conv4) -> Features:
-    """Run every image through the network, or read what an earlier run left at `path`."""
+def make_features(dataset: str, path: Path, network: Conv4) -> None:
+    """Run every image through the network and write its [`Features`], unless an earlier run did."""
     if not path.exists():
         seen = _see_all(dataset, network, VIEWS)
         known = seen["train"].flatten(0, 2)
         _write(path, {part: (features - known.mean(dim=0)) / known.std(dim=0) for part, features in seen.items()})
-    return Features(**load_file(path))
 
 
-def make_maps(dataset: str, path: Path, network: Conv4) -> Features:
+def make_maps(dataset: str, path: Path, network: Conv4) -> None:
     """As [`make_features`], what the first three blocks make of every image: `(classes, drawers, views, 576)` in float16,
     of variance 1 in the training part."""
     if not path.exists():
@@ -142,7 +131,6 @@ def make_maps(dataset: str, path: Path, network: Conv4) -> Features:
         seen = _see_all(dataset, lower, MAP_VIEWS)
         scale = seen["train"].std()
         _write(path, {part: (maps / scale).half() for part, maps in seen.items()})
-    return Features(**load_file(path))
 
 
 def _see_all(dataset: str, network: nn.Module, views: int) -> dict[str, torch.Tensor]:

@@ -135,8 +135,8 @@ def train(
     model: nn.Module,
     on_step: Callable[[int], None] | None = None,
     rows: int = BATCH,
-) -> PairScheduler:
-    """Train `model` in place; `on_step(step)` is called after each. The scheduler that it was trained with returns."""
+) -> None:
+    """Train `model` in place; `on_step(step)` is called after each."""
     scheduler, generator = scheduler_of(setting), torch.Generator().manual_seed(setting.seed)
     accelerator = Accelerator(cpu=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
@@ -157,8 +157,6 @@ def train(
         schedule.step()
         if on_step is not None:
             on_step(step)
-    scheduler.starts = None
-    return scheduler
 
 
 @torch.no_grad()

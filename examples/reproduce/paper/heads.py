@@ -1,5 +1,6 @@
 """Linear heads of five classes: the episodes that judge them, and the trajectories that Adam takes to them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -97,21 +98,40 @@ def optimise(
     classes = torch.rand(tasks, len(features), generator=generator).topk(WAYS).indices
     shape = tasks, WAYS, features.shape[-1] + 1
     start = torch.randn(shape, generator=torch.Generator().manual_seed(1000 * start_seed + seed))
-    heads, adam, targets = start, Adam(learning_rate), []
+    targets = descend(start, features, classes, head_gradient, learning_rate, sam_rho, keep, generator)
+    return Trajectories(classes, start, targets)
+
+
+def head_gradient(heads: torch.Tensor, batch: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return loss_and_gradient(heads, batch, labels)[1]
+
+
+def descend(
+    weights: torch.Tensor,
+    inputs: torch.Tensor,
+    classes: torch.Tensor,
+    gradient: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    learning_rate: float,
+    sam_rho: float,
+    keep: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Adam's steps on the weights `(tasks, ...)` of tasks whose `classes` `(tasks, 5)` are those of `inputs`; kept `keep` times,
+    `(tasks, keep, ...)`. `gradient(weights, batch, labels)` is that of each task's loss."""
+    adam, targets = Adam(learning_rate), []
     kept = {round(i * STEPS / keep) for i in range(1, keep + 1)}
-    labels = torch.arange(WAYS).repeat(ROWS // WAYS)
+    labels, shape = torch.arange(WAYS).repeat(ROWS // WAYS), (len(classes), ROWS)
     for step in range(1, STEPS + 1):
-        drawers = torch.randint(SEEN_DRAWERS, (tasks, ROWS), generator=generator)
-        views = torch.randint(features.shape[2], (tasks, ROWS), generator=generator)
-        batch = features[classes[:, labels], drawers, views]
-        gradient = loss_and_gradient(heads, batch, labels)[1]
+        drawers = torch.randint(SEEN_DRAWERS, shape, generator=generator)
+        views = torch.randint(inputs.shape[2], shape, generator=generator)
+        batch = inputs[classes[:, labels], drawers, views]
+        slope = gradient(weights, batch, labels)
         if sam_rho:
-            uphill = heads + sam_perturbation(gradient, sam_rho)
-            gradient = loss_and_gradient(uphill, batch, labels)[1]
-        heads = heads - adam.step(gradient)
+            slope = gradient(weights + sam_perturbation(slope, sam_rho), batch, labels)
+        weights = weights - adam.step(slope)
         if step in kept:
-            targets.append(heads)
-    return Trajectories(classes, start, torch.stack(targets, dim=1))
+            targets.append(weights)
+    return torch.stack(targets, dim=1)
 
 
 def unseen(features: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -59,8 +59,8 @@ def curve_rows(results: dict) -> list[list[str]]:
 def page(results: dict) -> str:
     """docs/paper.md."""
     loader = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True)
-    left = [(row["value"], both(row["mc"])) for row in results["segments"]]
-    right = [(row["value"], both(row["mc"]), both(row["mv"])) for row in results["timesteps"]]
+    left = [(row["value"], both(row["mc"])) for row in results["num_segments"]]
+    right = [(row["value"], both(row["mc"]), both(row["mv"])) for row in results["num_train_timesteps"]]
     short = {"e": interval, "s": with_seeds, "d": signed, "b": both, "v": values}
     return loader.get_template("page.md.j2").render(
         **results,

@@ -1,8 +1,8 @@
 """What else makes a head from one shot of each class: nothing learnt, a gradient from a start, and REPTILE itself."""
 
 import copy
-import json
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -11,11 +11,10 @@ from torch import nn
 from tqdm.auto import trange
 
 from mcdi_hf.training.reptile import reptile_step
-from mcdi_hf.utils.files import write_file
 
 from .conv4 import CHANNELS, Conv4, images_of, split_alphabets
-from .heads import ROWS, WAYS, Adam, Episodes, loss_and_gradient
-from .runs import EPISODES, episodes_of, features_at
+from .heads import ROWS, WAYS, Adam, Episodes, head_gradient
+from .runs import EPISODES, episodes_of, features_at, rounded, write_once
 
 
 STEPS_AT_USE = (1, 2, 5, 10, 20)
@@ -44,7 +43,7 @@ def gradient_heads(episodes: Episodes, start: torch.Tensor, learning_rate: float
     """Heads after some steps of Adam on the shots, from `start` `(tasks, 5, 65)`."""
     heads, adam, labels = start, Adam(learning_rate), torch.arange(WAYS)
     for _ in range(steps):
-        heads = heads - adam.step(loss_and_gradient(heads, episodes.support, labels)[1])
+        heads = heads - adam.step(head_gradient(heads, episodes.support, labels))
     return heads
 
 
@@ -111,18 +110,17 @@ def judge(model: nn.Module, episodes: Episodes, learning_rate: float, steps: int
 
 
 def run_reptile(setting: Reptile, dataset: str, output_dir: Path) -> None:
-    """Meta-train, choose the number of steps on validation episodes, judge and write; what is there stays."""
-    torch.set_num_threads(1)
-    path = output_dir / "runs" / f"{setting.name()}.json"
-    if path.exists():
-        return
+    """Meta-train, choose the number of steps on validation episodes, and judge."""
+    write_once(output_dir, setting.name(), _train_and_judge, setting, dataset, output_dir)
+
+
+def _train_and_judge(setting: Reptile, dataset: str, output_dir: Path) -> dict:
     inputs, validation, test = inputs_of(setting.part, dataset, output_dir)
     model, few = meta_train(setting, inputs), Episodes.draw(validation, VALIDATION_EPISODES, seed=1)
     scores = {steps: sum(judge(model, few, setting.learning_rate, steps)) / len(few.support) for steps in STEPS_AT_USE}
     best = max(scores, key=scores.get)
     found = {"setting": asdict(setting), "validation": scores, "steps at use": best}
-    found["accuracy"] = judge(model, Episodes.draw(test, EPISODES, seed=2), setting.learning_rate, best)
-    write_file(path, lambda stream: stream.write(json.dumps(found).encode()))
+    return found | {"accuracy": judge(model, Episodes.draw(test, EPISODES, seed=2), setting.learning_rate, best)}
 
 
 def inputs_of(part: str, dataset: str, output_dir: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -139,21 +137,19 @@ def inputs_of(part: str, dataset: str, output_dir: Path) -> tuple[torch.Tensor, 
 def run_frozen(output_dir: Path) -> None:
     """What needs no meta-training, on frozen features: the nearest shot, and Adam on the shots from zero and from the
     Gaussian start of the trajectories, as many steps as validation likes best."""
-    path = output_dir / "runs" / "frozen.json"
-    if path.exists():
-        return
+    write_once(output_dir, "frozen", _measure_frozen, output_dir)
+
+
+def _measure_frozen(output_dir: Path) -> dict:
     validation, test = episodes_of(features_at(output_dir / "features.safetensors"))
-    accuracy = {"nearest shot": test.accuracies(nearest_shot(test)).tolist()}
+    accuracy = {"nearest shot": rounded(test.accuracies(nearest_shot(test)))}
     gaussian = torch.randn(len(test.support), WAYS, CHANNELS + 1, generator=torch.Generator().manual_seed(0))
     for name, scale in {"gradient from zero": 0.0, "gradient from the Gaussian start": 1.0}.items():
         start = scale * gaussian
+        few = start[: len(validation.support)]
         tried = {
-            (rate, steps): float(
-                validation.accuracies(gradient_heads(validation, start[: len(validation.support)], rate, steps)).mean()
-            )
-            for rate in (0.05, 0.2)
-            for steps in (5, 20, 60)
+            how: float(validation.accuracies(gradient_heads(validation, few, *how)).mean())
+            for how in product((0.05, 0.2), (5, 20, 60))
         }
-        accuracy[name] = test.accuracies(gradient_heads(test, start, *max(tried, key=tried.get))).tolist()
-    rounded = {name: [round(value, 4) for value in values] for name, values in accuracy.items()}
-    write_file(path, lambda stream: stream.write(json.dumps({"accuracy": rounded}).encode()))
+        accuracy[name] = rounded(test.accuracies(gradient_heads(test, start, *max(tried, key=tried.get))))
+    return {"accuracy": accuracy}

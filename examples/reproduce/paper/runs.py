@@ -2,9 +2,11 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -40,12 +42,21 @@ def episodes_of(features: Features) -> tuple[Episodes, Episodes]:
     return validation, Episodes.draw(features.test, EPISODES, seed=2)
 
 
-def run(setting: Setting, output_dir: Path) -> None:
-    """Train, measure and write; what an earlier run wrote is left as it is."""
+def write_once(output_dir: Path, name: str, measure: Callable[..., dict], *arguments: Any) -> None:
+    """Write what `measure` finds, on one thread, as one file; what an earlier run wrote is left as it is."""
     torch.set_num_threads(1)
-    path = output_dir / "runs" / f"{setting.name()}.json"
-    if path.exists():
-        return
+    path = output_dir / "runs" / f"{name}.json"
+    if not path.exists():
+        found = json.dumps(measure(*arguments))
+        write_file(path, lambda stream: stream.write(found.encode()))
+
+
+def run(setting: Setting, output_dir: Path) -> None:
+    """Train a generator of heads and measure it."""
+    write_once(output_dir, setting.name(), _train_and_measure, setting, output_dir)
+
+
+def _train_and_measure(setting: Setting, output_dir: Path) -> dict:
     source = output_dir / "features.safetensors"
     features = features_at(source)
     validation, test = episodes_of(features)
@@ -65,14 +76,13 @@ def run(setting: Setting, output_dir: Path) -> None:
 
     train(setting, batches, model, judge)
     model.denoiser.save_pretrained(output_dir / "runs" / setting.name())
-    found = {
+    return {
         "setting": asdict(setting),
         "curve": curve,
         "accuracy": accuracies(setting, model, test),
         "boundaries": boundary_distances(setting, model, features, {"sampled": {}, "mean": {"temperature": 0.0}}),
         "sharpness": sharpnesses(setting, model, features, trajectories),
     }
-    write_file(path, lambda stream: stream.write(json.dumps(found).encode()))
 
 
 def load(setting: Setting, output_dir: Path) -> HeadGenerator:
@@ -94,25 +104,29 @@ def accuracies(setting: Setting, model: HeadGenerator, test: Episodes) -> dict[s
     found = {}
     for name, how in ways.items():
         heads = sample(model, scheduler, test.support, **how)[-1]
-        found[name] = [round(value, 4) for value in test.accuracies(heads).tolist()]
+        found[name] = rounded(test.accuracies(heads))
     if usual:
         heads = sample(model, scheduler, test.support.roll(1, dims=0))[-1]  # of another task's support
-        found["another task's support"] = [round(value, 4) for value in test.accuracies(heads).tolist()]
+        found["another task's support"] = rounded(test.accuracies(heads))
     return found
+
+
+def rounded(accuracies: torch.Tensor) -> list[float]:
+    """As many digits as files keep of them."""
+    return [round(value, 4) for value in accuracies.tolist()]
 
 
 def run_ddim(setting: Setting, output_dir: Path) -> None:
     """What a trained generator is worth by DDIM, which keeps the noise that it starts from, where DDPM replaces it."""
-    torch.set_num_threads(1)
-    path = output_dir / "runs" / f"ddim-{setting.name()}.json"
-    if path.exists():
-        return
+    write_once(output_dir, f"ddim-{setting.name()}", _measure_ddim, setting, output_dir)
+
+
+def _measure_ddim(setting: Setting, output_dir: Path) -> dict:
     features, model = features_at(output_dir / "features.safetensors"), load(setting, output_dir)
-    test, how = episodes_of(features)[1], {"DDIM": {"eta": 0.0}}
-    heads = sample(model, scheduler_of(setting), test.support, **how["DDIM"])[-1]
-    found = {"accuracy": {"DDIM": [round(value, 4) for value in test.accuracies(heads).tolist()]}}
-    found["boundaries"] = boundary_distances(setting, model, features, how)
-    write_file(path, lambda stream: stream.write(json.dumps(found).encode()))
+    test, how = episodes_of(features)[1], {"eta": 0.0}
+    heads = sample(model, scheduler_of(setting), test.support, **how)[-1]
+    boundaries = boundary_distances(setting, model, features, {"DDIM": how})
+    return {"accuracy": {"DDIM": rounded(test.accuracies(heads))}, "boundaries": boundaries}
 
 
 def boundary_distances(

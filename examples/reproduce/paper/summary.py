@@ -10,6 +10,8 @@ from statistics import mean, median
 import numpy as np
 import torch
 
+from mcdi_hf.training.objective import OBJECTIVES
+
 from .conv4 import CHANNELS
 from .generator import HeadGenerator, Setting, sample, scheduler_of
 from .heads import WAYS
@@ -19,6 +21,14 @@ from .rivals import Reptile, adapt, untrained
 NAMES = {"mc": "Mc-Di", "mv": "Mv-Di", "tw": "Tw-Di", "mv_times": "Mv-Di on Mc-Di's timesteps"}
 LEVELS = {"bi": 3, "single": 4}  # how many seeds each has
 PAIRS = [("mc", "mv"), ("mc", "tw"), ("mv", "tw"), ("mv_times", "mv")]
+# Setting -> its values and the objectives that are trained with each, two seeds on one level.
+SWEEPS = {
+    "learning_rate": ((0.01, 0.05, 0.2, 0.5), ("mc", "mv", "tw")),
+    "sam_rho": ((0.0, 0.05, 0.5), ("mc", "mv")),
+    "num_segments": ((2, 3, 5, 10), ("mc",)),
+    "num_train_timesteps": ((5, 10, 20, 50), ("mc", "mv")),
+}
+SWEEP_SEEDS = 2
 WAYS_TO_SAMPLE = ("sampled", "local noise", "5 steps", "mean")
 REPEATS = 21
 
@@ -90,7 +100,7 @@ def order(runs: Runs) -> dict:
 def coupling(runs: Runs) -> dict:
     """Noise that is a trajectory's own start beside noise of its own, on one level, by the way to sample."""
     found = {}
-    for one in ("mc", "mv", "tw"):
+    for one in OBJECTIVES:
         free, coupled = (
             [_with_ddim(runs, Setting(one, seed=seed, coupled=coupled)) for seed in range(3)]
             for coupled in (False, True)
@@ -118,13 +128,13 @@ def _with_ddim(runs: Runs, setting: Setting) -> dict:
     return {part: usual[part] | ddim[part] for part in ("accuracy", "boundaries")}
 
 
-def sweep(runs: Runs, field: str, values: list, objectives: Iterable[str]) -> list[dict]:
-    """A row for each value of a setting: the accuracy of each objective, two seeds, and the sharpness of Mc-Di's."""
-    rows = []
+def sweep(runs: Runs, field: str) -> list[dict]:
+    """A row for each value of a setting: for each objective the accuracy by way to sample, and the sharpness."""
+    rows, (values, objectives) = [], SWEEPS[field]
     for value in values:
         row = {"value": value}
         for one in objectives:
-            some = runs.of(*(Setting(one, seed=seed, **{field: value}) for seed in range(2)))
+            some = runs.of(*(Setting(one, seed=seed, **{field: value}) for seed in range(SWEEP_SEEDS)))
             row[one] = {way: estimate(accuracy(some, way)) for way in ("sampled", "5 steps", "mean")}
             row[one]["sharpness"] = {
                 name: mean(run["sharpness"][name] for run in some) for name in some[0]["sharpness"]
@@ -138,7 +148,7 @@ def steps_at_use(runs: Runs) -> list[dict]:
     rows = []
     for steps in (20, 10, 5, 2, 1):
         row = {"steps": steps}
-        for one in ("mc", "mv", "tw"):
+        for one in OBJECTIVES:
             some = runs.of(*(Setting(one, seed=seed) for seed in range(2)))
             sampled, means = ("sampled", "mean") if steps == 20 else (f"{steps} steps", f"{steps} steps, mean")
             row[one] = {"sampled": estimate(accuracy(some, sampled)), "mean": estimate(accuracy(some, means))}
@@ -152,9 +162,7 @@ def blocks(runs: Runs, steps: int) -> dict:
     def read(kind: str, setting: Setting) -> dict:
         return runs.read(f"blocks-{kind}-{setting.name()}")
 
-    shared = {
-        one: [read("shared", Setting(one, seed=seed, steps=steps)) for seed in range(3)] for one in ("mc", "mv", "tw")
-    }
+    shared = {one: [read("shared", Setting(one, seed=seed, steps=steps)) for seed in range(3)] for one in OBJECTIVES}
     own = {
         "own": [read("own", Setting("mc", steps=steps))],
         "own, coupled": [read("own", Setting("mc", coupled=True, steps=steps))],
@@ -220,10 +228,7 @@ def summary(output_dir: Path, reptiles: list[Reptile], block_steps: int) -> dict
     """All of it."""
     runs = Runs(output_dir)
     found = {"rivals": rivals(runs, reptiles), "order": order(runs), "coupling": coupling(runs)}
-    found["learning_rate"] = sweep(runs, "learning_rate", [0.01, 0.05, 0.2, 0.5], ("mc", "mv", "tw"))
-    found["sam"] = sweep(runs, "sam_rho", [0.0, 0.05, 0.5], ("mc", "mv"))
-    found["segments"] = sweep(runs, "num_segments", [2, 3, 5, 10], ("mc",))
-    found["timesteps"] = sweep(runs, "num_train_timesteps", [5, 10, 20, 50], ("mc", "mv"))
+    found |= {field: sweep(runs, field) for field in SWEEPS}
     found["steps"], found["blocks"] = steps_at_use(runs), blocks(runs, block_steps)
     steps = {part: found["rivals"][f"REPTILE, {part}"]["steps at use"] for part in ("head", "block", "whole")}
     return found | {"milliseconds": latency(steps)}
