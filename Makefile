@@ -7,10 +7,10 @@ SOURCES := examples src tests
 CHOOSE := Install Python 3.11 or newer, or name one: make PYTHON=python3.12 ...
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart release release-check test test-browser reliability docs quality style clean environment
+.PHONY: help quickstart release release-check test test-lowest test-newest test-browser reliability docs quality style clean environment
 
 help: ## Show the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-24s %s\n", $$1, $$2}'
 
 quickstart: $(INSTALLED) ## Generate a first adapter with the released pipeline
 	$(VENV)/bin/python examples/quickstart.py
@@ -23,6 +23,9 @@ release-check: $(INSTALLED) ## Load each release, generate, check its card; meas
 
 test: quality docs ## Check the style and the imports, build the site, and run the tests
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+test-lowest test-newest: test-%: .venv-%/.installed ## Run the tests with the oldest versions that setup.cfg admits, or with the newest
+	.venv-$*/bin/python -m pytest -n 2 --dist loadfile
 
 test-browser: $(INSTALLED) ## Try the page of examples/space in chromium
 	$(VENV)/bin/python -m pytest tests/test_space.py -q
@@ -43,7 +46,7 @@ style: $(INSTALLED) ## Repair the style
 	$(RUFF) format $(SOURCES)
 
 clean: ## Remove the environment and the caches
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-newest build dist .pytest_cache .ruff_cache src/*.egg-info
 	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # An environment that works is kept, whatever made it; a half-made one is made again.
@@ -51,6 +54,13 @@ $(INSTALLED): setup.cfg constraints.txt pyproject.toml
 	@$(VENV)/bin/python -m pip --version > /dev/null 2>&1 || $(MAKE) --no-print-directory environment
 	@echo "Installing mcdi_hf and the tested versions of its dependencies into $(VENV). This takes some minutes, once."
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[train,test,quality,docs,serve,space,examples]"
+	@touch $@
+
+# The two ends of docs/versions.md: pages are built and style is checked between them, in $(VENV).
+.venv-lowest/.installed: constraints-lowest.txt
+.venv-%/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install --disable-pip-version-check $(if $(filter lowest,$*),-c constraints-lowest.txt) -e ".[train,test,quality,serve,examples]"
 	@touch $@
 
 environment:

@@ -250,7 +250,9 @@ class FakeHub(ThreadingHTTPServer):
         answer = {"url": self.page(kind, repo_id), "name": repo_id}
         if (kind, repo_id) in self.repos:
             raise HubError(409, "RepoExists", **answer)
-        self.repos[kind, repo_id] = Repository(repo_id, private=spec.get("visibility") == "private")
+        self.repos[kind, repo_id] = Repository(
+            repo_id, private=spec.get("private") or spec.get("visibility") == "private"
+        )
         return answer
 
     @route("DELETE", "/api/repos/delete")

@@ -68,7 +68,8 @@ def test_a_pipeline_tells_nobody_where_it_was(made: tuple, tmp_path: Path) -> No
 
 
 def test_card_of_a_pipeline_is_kept(hub: FakeHub, made: tuple) -> None:
-    ModelCard("---\nlicense: mit\n---\n# Mine").push_to_hub(HfApi().create_repo(PIPE).repo_id)
+    card = b"---\nlicense: mit\n---\n# Mine"
+    HfApi().upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=HfApi().create_repo(PIPE).repo_id)
     made[0].push_to_hub(PIPE)
     card = ModelCard.load(PIPE)
     assert card.data.license == "mit" and "# Mine" in card.text

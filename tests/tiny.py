@@ -6,6 +6,7 @@ import functools
 import shutil
 import string
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
-    ViTImageProcessorPil,
+    ViTImageProcessor,
 )
+from versions import VIT_QUERY, VIT_VALUE
 
 from mcdi_hf import (
     AdapterCodec,
@@ -57,7 +59,8 @@ def tiny_backbone_folder(seed: int = 0) -> str:
     folder = tempfile.mkdtemp(prefix="tiny_backbone_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase]
-    BertTokenizerFast(vocab={token: index for index, token in enumerate(vocabulary)}).save_pretrained(folder)
+    (Path(folder) / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast.from_pretrained(folder).save_pretrained(folder)
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(vocabulary),
@@ -84,7 +87,7 @@ def tiny_image_backbone(family: str = "vit") -> FrozenBackbone:
         model = ViTForImageClassification(ViTConfig(intermediate_size=32, initializer_range=0.3, **sizes))
     else:
         model = Dinov2ForImageClassification(Dinov2Config(mlp_ratio=2, initializer_range=0.3, **sizes))
-    return FrozenBackbone(model, ViTImageProcessorPil(size={"height": 8, "width": 8}), f"tiny/{family}", "default")
+    return FrozenBackbone(model, ViTImageProcessor(size={"height": 8, "width": 8}), f"tiny/{family}", "default")
 
 
 def tiny_language_model() -> FrozenBackbone:
@@ -143,7 +146,7 @@ def tiny_language_pipeline() -> tuple[MCDiPipeline, FrozenBackbone]:
 
 
 def tiny_image_pipeline() -> tuple[MCDiPipeline, FrozenBackbone]:
-    config = tiny_lora_config(task_type=None, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
+    config = tiny_lora_config(task_type=None, target_modules=[VIT_QUERY, VIT_VALUE], modules_to_save=["classifier"])
     return pipeline_for(FrozenBackbone.from_pretrained(saved_folder("vit"), pooling="default"), config)
 
 

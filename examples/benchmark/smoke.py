@@ -85,8 +85,8 @@ def write_smoke(folder: Path) -> Path:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=80, initializer_range=0.3, **sizes)
     BertModel(config).save_pretrained(folder / "backbone")
-    tokenizer = BertTokenizerFast(vocab={token: place for place, token in enumerate(vocabulary)})
-    tokenizer.save_pretrained(folder / "backbone")
+    (folder / "backbone" / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast.from_pretrained(folder / "backbone").save_pretrained(folder / "backbone")
     write_json(folder / "recipe.json", RECIPE)
     write_json(folder / "smoke.json", CONFIG)
     return folder / "smoke.json"

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from datasets import ClassLabel, Dataset
 from tqdm.auto import tqdm
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, get_cosine_schedule_with_warmup
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, get_cosine_schedule_with_warmup
 from transformers.hf_argparser import HfArg
 
 from mcdi_hf.data.augmentation import MAX_DEGREES, MAX_LOG_SCALE, MAX_SHEAR, MAX_SHIFT
@@ -121,7 +121,7 @@ def prototype_loss(features: torch.Tensor, shots: int, scale: float) -> torch.Te
     return torch.nn.functional.cross_entropy(logits, classes.repeat_interleave(query.shape[1]))
 
 
-def build(args: Arguments, images: torch.Tensor) -> tuple[ViTForImageClassification, ViTImageProcessorPil]:
+def build(args: Arguments, images: torch.Tensor) -> tuple[ViTForImageClassification, ViTImageProcessor]:
     """The untrained model, and the processor that gives its pixels mean 0 and variance 1."""
     torch.manual_seed(args.seed)
     config = ViTConfig(
@@ -135,7 +135,7 @@ def build(args: Arguments, images: torch.Tensor) -> tuple[ViTForImageClassificat
     )
     size = {"height": args.image_size, "width": args.image_size}
     mean, std = [round(images.mean().item(), 3)] * 3, [round(images.std().item(), 3)] * 3
-    return ViTForImageClassification(config), ViTImageProcessorPil(size=size, image_mean=mean, image_std=std)
+    return ViTForImageClassification(config), ViTImageProcessor(size=size, image_mean=mean, image_std=std)
 
 
 def draw(args: Arguments, images: torch.Tensor, step: int) -> tuple[torch.Tensor, int]:
@@ -148,7 +148,7 @@ def draw(args: Arguments, images: torch.Tensor, step: int) -> tuple[torch.Tensor
     return batch.unflatten(0, picks.shape), shots
 
 
-def train(args: Arguments, accelerator: Accelerator) -> tuple[ViTForImageClassification, ViTImageProcessorPil]:
+def train(args: Arguments, accelerator: Accelerator) -> tuple[ViTForImageClassification, ViTImageProcessor]:
     """Pretrain from the start, or from a checkpoint on."""
     images, checkpoints = load_images(args), args.output_dir / "checkpoints"
     model, processor = build(args, images)

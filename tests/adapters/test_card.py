@@ -12,6 +12,7 @@ import torch
 from fake_hub import FakeHub
 from huggingface_hub import ModelCard
 from tiny import tiny_pipeline
+from versions import CARDS_ASK_ENDPOINT
 
 from mcdi_hf import FrozenBackbone, GeneratedAdapter, MCDiPipeline
 
@@ -52,7 +53,8 @@ def test_card_names_the_commits_and_the_seed(made: tuple, hub: FakeHub, tmp_path
     details = dataclasses.replace(adapter.details, generator="tester/pipe", generator_revision="a" * 40)
     named = dataclasses.replace(adapter, base_model=base, details=details)
     card = named.card("me/shelf", license="apache-2.0")
-    card.validate()
+    if CARDS_ASK_ENDPOINT:
+        card.validate()
     assert card.data.base_model == "tiny/bert" and card.data.base_model_relation == "adapter"
     assert card.data.license == "apache-2.0"
     assert "[tiny/bert](https://huggingface.co/tiny/bert)" in card.text

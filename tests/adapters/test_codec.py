@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny import in_peft, random_adapters, random_codec, tiny_backbone, tiny_lora_config
+from versions import DTYPE
 
 from mcdi_hf import AdapterCodec, StackedLora
 from mcdi_hf.adapters.head import RidgeHead
@@ -80,7 +81,7 @@ def test_fitted_scales_give_tokens_of_unit_size(settings: dict) -> None:
 def test_basis_head_and_scales_survive_saving_and_stay_float32(tmp_path) -> None:
     codec = tiny_codec()
     codec.save_pretrained(tmp_path)
-    loaded = AdapterCodec.from_pretrained(tmp_path, dtype=torch.float16)
+    loaded = AdapterCodec.from_pretrained(tmp_path, **{DTYPE: torch.float16})
     assert loaded.state_dict().keys() == codec.state_dict().keys()
     for name, value in loaded.state_dict().items():
         assert value.dtype == torch.float32 and value.equal(codec.state_dict()[name])

@@ -12,6 +12,7 @@ from peft import AutoPeftModelForSequenceClassification, PeftModel
 from safetensors import safe_open
 from tiny import tiny_pipeline
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from versions import reads_heads
 
 from mcdi_hf import FrozenBackbone, GeneratedAdapter, MCDiPipeline, MeanPooledForSequenceClassification
 
@@ -99,6 +100,7 @@ def test_saved_config_and_metadata(made: tuple, tmp_path: Path) -> None:
         }
 
 
+@reads_heads
 def test_auto_classes_load_the_default_pooling(default: tuple, tmp_path: Path) -> None:
     _, backbone, adapter = default
     adapter.save_pretrained(tmp_path)

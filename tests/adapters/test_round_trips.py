@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     pipeline,
 )
+from versions import VIT_QUERY, VIT_VALUE, reads_heads
 
 from mcdi_hf import FrozenBackbone, GeneratedAdapter, MCDiPipeline
 from mcdi_hf.data.episodes import SupportBatch
@@ -45,7 +46,7 @@ AUTO = {
 POOLING = {"bert": "default", "vit": "default", "llama": "last_token"}
 LORA = {
     "bert": {"target_modules": ["query", "value"]},
-    "vit": {"task_type": None, "target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]},
+    "vit": {"task_type": None, "target_modules": [VIT_QUERY, VIT_VALUE], "modules_to_save": ["classifier"]},
     "llama": {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]},
 }
 VALUE = {"bert": "value", "vit": "v_proj", "llama": "v_proj"}
@@ -161,6 +162,7 @@ def test_two_adapters_side_by_side_and_in_one_batch(case: Case) -> None:
     torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
 
 
+@reads_heads
 def test_transformers_itself(case: Case) -> None:
     model = case.base()
     model.load_adapter(str(case.folders[0]))

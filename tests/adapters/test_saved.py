@@ -11,6 +11,7 @@ import pytest
 import torch
 from fake_hub import FakeHub
 from tiny import tiny_language_pipeline, tiny_pipeline
+from versions import reads_heads
 
 from mcdi_hf import AdapterSlot, GeneratedAdapter, MCDiPipeline, MixedAdapters
 
@@ -123,7 +124,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
-@pytest.mark.parametrize("pooling", ["default", "mean"])
+@pytest.mark.parametrize("pooling", [pytest.param("default", marks=reads_heads), "mean"])
 def test_where_this_package_is_not_installed_it_answers_the_same_or_refuses(
     python: Path, pooling: str, tmp_path: Path
 ) -> None:

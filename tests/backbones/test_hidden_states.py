@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_backbone, tiny_image_backbone, tiny_image_dataset
+from versions import VIT_MODULE
 
 from mcdi_hf import FrozenBackbone
 from mcdi_hf.backbones.layers import LowerLayers
@@ -65,7 +66,7 @@ def test_no_padding_is_kept_and_rows_are_padded_with_zeros() -> None:
 
 def test_images_are_the_same_to_the_bit(tmp_path: Path) -> None:
     images = tiny_image_dataset()["image"][:]
-    names = ["vit.layers.1.attention.q_proj"]
+    names = [VIT_MODULE]
     plain, written, read = (
         LowerLayers(tiny_image_backbone(), names)(images, 5, cache_dir=folder) for folder in (None, tmp_path, tmp_path)
     )

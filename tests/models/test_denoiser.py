@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from versions import DTYPE
 
 from mcdi_hf import MCDiDenoiser
 
@@ -156,7 +157,7 @@ def test_bfloat16(denoiser: MCDiDenoiser, tmp_path: Path) -> None:
     inputs = {**make_inputs(), "class_mask": torch.tensor([[True] * 4, [True] * 3 + [False]])}
     expected = denoiser(**inputs).sample
     denoiser.save_pretrained(tmp_path)
-    loaded = MCDiDenoiser.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    loaded = MCDiDenoiser.from_pretrained(tmp_path, **{DTYPE: torch.bfloat16})
     half = {name: value.bfloat16() if value.is_floating_point() else value for name, value in inputs.items()}
     output = loaded(**half).sample
     assert output.dtype == torch.bfloat16

@@ -8,6 +8,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from scripts import EXAMPLES, run_each, write_split
 from tiny import tiny_image_dataset
+from versions import VIT_QUERY, VIT_VALUE
 
 from mcdi_hf import AdapterLayout, FrozenBackbone, StackedLora
 from mcdi_hf.trajectories.shared import initial_adapter
@@ -52,7 +53,7 @@ def test_the_saved_folder_is_a_backbone_for_images(ended: tuple[Path, dict]) -> 
     root, found = ended
     assert found["straight"][0] == 0, found["straight"][2]
     backbone = FrozenBackbone.from_pretrained(root / "straight" / "model", pooling="default")
-    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
+    config = LoraConfig(r=2, target_modules=[VIT_QUERY, VIT_VALUE], modules_to_save=["classifier"])
     layout = AdapterLayout.from_model(backbone.model, config, backbone.head_name)
     stacked = StackedLora(backbone, layout)
     features = stacked.features_of_all(initial_adapter(layout), stacked.encode(tiny_image_dataset()["image"][:2]))

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tiny import random_adapters, tiny_backbone, tiny_image_backbone, tiny_language_model, tiny_lora_config
+from versions import VIT_LINEAR
 
 from mcdi_hf import AdapterCodec, FrozenBackbone, GeneratedAdapter
 from mcdi_hf.adapters.generated import GenerationDetails
@@ -22,8 +23,7 @@ def make_codec(kind: str, **settings) -> tuple[FrozenBackbone, AdapterCodec]:
     if kind == "bert":
         backbone, own = tiny_backbone(), {}
     elif kind == "vit":
-        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
-        own = {"task_type": None, "target_modules": targets, "modules_to_save": ["classifier"]}
+        own = {"task_type": None, "target_modules": VIT_LINEAR, "modules_to_save": ["classifier"]}
         backbone, own["layers_to_transform"] = tiny_image_backbone(), [0, 1, 2]
     else:
         backbone, own = tiny_language_model(), {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}

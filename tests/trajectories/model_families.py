@@ -14,6 +14,7 @@ from tiny import (
     tiny_language_model,
     tiny_lora_config,
 )
+from versions import VIT_QUERY, VIT_WIDE
 
 from mcdi_hf import EpisodeSampler, FrozenBackbone, LabelledRows, Task
 
@@ -43,7 +44,7 @@ def vit_config(**overrides) -> LoraConfig:
     settings = {
         "r": 2,
         "lora_alpha": 4,
-        "target_modules": ["q_proj", "fc1"],
+        "target_modules": [VIT_QUERY, VIT_WIDE],
         "modules_to_save": ["classifier"],
         "layers_to_transform": [1, 2],
     }
@@ -59,7 +60,7 @@ def dinov2() -> FrozenBackbone:
     return tiny_image_backbone("dinov2")
 
 
-PATTERNS = {"r": 4, "rank_pattern": {"q_proj": 1}, "alpha_pattern": {r"layers\.2\..*q_proj": 9}}
+PATTERNS = {"r": 4, "rank_pattern": {VIT_QUERY: 1}, "alpha_pattern": {rf"layers?\.2\..*{VIT_QUERY}": 9}}
 FAMILIES = {
     **{f"bert {index}": (tiny_backbone, tiny_lora_config(**settings)) for index, settings in enumerate(LORA_SETTINGS)},
     "bert, CLS": (lambda: tiny_backbone("default"), tiny_lora_config()),

@@ -8,6 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from peft import LoraConfig, get_peft_model_state_dict
 from scripts import collecting, save_backbone, write_split
 from tiny import in_peft, tiny_image_backbone, tiny_image_dataset, tiny_language_model
+from versions import VIT_QUERY, VIT_VALUE
 
 from mcdi_hf import FrozenBackbone, Source, TrajectoryCollector, load_trajectories
 from mcdi_hf.trajectories.dataset import local_targets
@@ -19,7 +20,7 @@ SMALL = {"train_domains": None, "num_tasks": 4}
 def test_images_with_rotations_and_views(tmp_path: Path) -> None:
     folder = save_backbone(tiny_image_backbone(), tmp_path / "vit")
     write_split(tmp_path / "omniglot", "train", tiny_image_dataset(rows_per_class=8))
-    own = {"pooling": "default", "rotations": True, "num_views": 2, "target_modules": ["q_proj", "v_proj"]}
+    own = {"pooling": "default", "rotations": True, "num_views": 2, "target_modules": [VIT_QUERY, VIT_VALUE]}
     own |= {"ways": [2, 2], "layers": [1, 2], "held_out_domains": ["hebrew"]}
     arguments = collecting(folder, tmp_path / "made", **SMALL, **own)
     source = Source(str(tmp_path / "omniglot"), "character", ("image",), "alphabet")

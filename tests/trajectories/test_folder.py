@@ -9,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import DatasetCard
 from random_trajectories import DESCRIPTION, check_rows, codec_of, encoder_of, files, filled, random_rows
+from versions import CARDS_ASK_ENDPOINT
 
 from mcdi_hf import AdapterCodec
 from mcdi_hf.trajectories.dataset import load_trajectories
@@ -49,7 +50,8 @@ def test_the_card_tells_how_the_trajectories_were_made(codec: AdapterCodec, tmp_
     assert summary["losses"][4] == pytest.approx(np.mean([row["losses"][0] for row in rows]))
     assert summary["losses"][12] == pytest.approx(np.mean([row["losses"][2] for row in rows if len(row["steps"]) > 3]))
     card = DatasetCard.load(tmp_path / "letters" / "README.md")
-    card.validate()
+    if CARDS_ASK_ENDPOINT:
+        card.validate()
     assert card.data.size_categories == ["n<1K"] and "lora" in card.data.tags
     for line in (
         "| held-out accuracy, mean (sd) over the tasks | 0.375 (0.125) |",
@@ -157,5 +159,5 @@ def test_a_folder_below_a_file_is_a_clear_error(codec: AdapterCodec, tmp_path: P
 
 def test_package_versions_are_those_installed() -> None:
     versions = package_versions()
-    assert versions["torch"] == torch.__version__ and versions["numpy"] == np.__version__
+    assert torch.__version__.startswith(versions["torch"]) and versions["numpy"] == np.__version__
     assert versions.keys() == {"mcdi_hf", "torch", "transformers", "peft", "datasets", "numpy"}

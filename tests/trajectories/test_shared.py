@@ -90,8 +90,8 @@ def test_a_task_is_proposed_the_same_whoever_else_is_in_the_stack() -> None:
 
 
 def test_the_encoder_learns_to_tell_sources() -> None:
-    start = make(num_steps=200)
-    for _ in range(200):
+    start = make(num_steps=300)
+    for _ in range(300):
         start.train_step()
     tasks = start.sampler.stack(1000, 40)
     support = batches_of(tasks, start.examples, torch.device("cpu"))[0]

@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 from reliability import Reliability
 from safetensors.torch import load_file, save_file
 from tiny import tiny_pipeline
+from versions import DTYPE
 
 from mcdi_hf import MCDiPipeline
 
@@ -202,7 +203,7 @@ def test_what_a_saved_pipeline_may_be(folder: Path, sound: Path) -> None:
     torch.testing.assert_close(loaded.denoiser.state_dict(), pipe.denoiser.state_dict(), rtol=0, atol=0)
     pipe.scheduler = DDIMScheduler(num_train_timesteps=20)
     pipe.save_pretrained(folder.parent / "half", variant="fp16")
-    half = MCDiPipeline.from_pretrained(folder.parent / "half", variant="fp16", dtype=torch.float16)
+    half = MCDiPipeline.from_pretrained(folder.parent / "half", variant="fp16", **{DTYPE: torch.float16})
     assert half.denoiser.dtype == torch.float16 and isinstance(half.scheduler, DDIMScheduler)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from reliability import Reliability
 from tiny import tiny_image_pipeline, tiny_language_pipeline, tiny_pipeline
 from transformers import BatchEncoding
+from versions import needs
 
 from mcdi_hf import GeneratedAdapter, MCDiPipeline
 
@@ -154,7 +155,13 @@ def test_class_names_cannot_be_doubled(pipes: dict[str, MCDiPipeline]) -> None:
     assert adapter.labels == ["p", "p "]
 
 
-@pytest.mark.parametrize("name", ["a b", "tester/a/b", "../up", "tester/ü", "tester/-a", "tester/a--b", "", "a" * 200])
+ASCII = needs("huggingface_hub", "1.33", "leaves it to the Hub to refuse other letters")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b", "tester/a/b", "../up", pytest.param("tester/ü", marks=ASCII), "tester/-a", "tester/a--b", "", "a" * 200],
+)
 def test_bad_repository_names_are_refused(
     pipes: dict[str, MCDiPipeline], hub: FakeHub, reliability: Reliability, name: str
 ) -> None:

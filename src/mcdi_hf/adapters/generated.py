@@ -10,13 +10,14 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import HfApi, ModelCard, snapshot_download
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from ..backbones.frozen import FrozenBackbone
 from ..utils.files import read_json, read_tensors, safetensors_bytes, write_folder
 from .card import adapter_card
 from .layout import PREFIX, AdapterLayout
+from .lora_config import read_lora_config
 from .prediction import predict
 from .stacked import StackedLora
 
@@ -111,7 +112,7 @@ class GeneratedAdapter:
         record, config = read_json(folder / RECORD), read_json(folder / CONFIG)
         tensors, _ = read_tensors(folder / WEIGHTS, "id2label")
         try:
-            adapter = cls(tensors, LoraConfig(**config).to_dict(), **record)
+            adapter = cls(tensors, read_lora_config(config).to_dict(), **record)
             adapter.details = GenerationDetails(**adapter.details)
             adapter.peft_config  # a record without its backbone has none
             labels = [label for label in adapter.labels if isinstance(label, str)]
@@ -129,7 +130,7 @@ class GeneratedAdapter:
     @property
     def peft_config(self) -> LoraConfig:
         """The adapter's config, for inference and with the name and the commit of its backbone."""
-        config = LoraConfig(**self.lora_config)
+        config = read_lora_config(self.lora_config)
         if self.kind == "mean":
             # By their whole names, which the plain classifier of transformers does not have: it refuses the adapter.
             names = [key.removeprefix(PREFIX).split(".lora_")[0] for key in self.tensors if ".lora_A." in key]
@@ -179,13 +180,13 @@ class GeneratedAdapter:
             config.base_model_name_or_path = None  # PEFT takes the name off the model, which may be a local path
             model = get_peft_model(model, config, adapter_name=adapter_name)
             model.peft_config[adapter_name].base_model_name_or_path = self.base_model["name_or_path"]
-        result = set_peft_model_state_dict(model, self.tensors, adapter_name=adapter_name)
-        missing = [key for key in result.missing_keys if "lora_" in key and f".{adapter_name}." in key]
-        if result.unexpected_keys or missing:
-            raise ValueError(
-                f"The adapter does not fit the model: missing {missing}, unexpected {result.unexpected_keys}."
-            )
-        model.set_adapter(adapter_name, inference_mode=True)
+        expected = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False).keys()
+        if expected != self.tensors.keys():
+            missing, unexpected = sorted(expected - self.tensors.keys()), sorted(self.tensors.keys() - expected)
+            raise ValueError(f"The adapter does not fit the model: missing {missing}, unexpected {unexpected}.")
+        set_peft_model_state_dict(model, dict(self.tensors), adapter_name=adapter_name)  # PEFT 0.18 changes its dict
+        model.set_adapter(adapter_name)
+        model.requires_grad_(False)  # PEFT 0.18 has no `inference_mode` in `set_adapter`
         inner.config.id2label, inner.config.label2id = self.id2label, self.label2id
         return model.eval()
 
@@ -204,7 +205,7 @@ class GeneratedAdapter:
         """
         backbone = backbone or FrozenBackbone.of(self.base_model)
         backbone.check(self.base_model)
-        layout = AdapterLayout.from_model(backbone.model, LoraConfig(**self.lora_config), backbone.head_name)
+        layout = AdapterLayout.from_model(backbone.model, read_lora_config(self.lora_config), backbone.head_name)
         return predict(StackedLora(backbone, layout), self.tensors, self.labels, examples, top_k)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **card: Any) -> None:

@@ -11,6 +11,8 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from .lora_config import read_lora_config
+
 
 PREFIX = "base_model.model."
 MATRICES = ("lora_A", "lora_B")
@@ -81,6 +83,10 @@ class AdapterLayout:
         backbone's linear head. A `ValueError` says that the config adapts anything but linear modules, or adds
         tensors other than LoRA matrices and the head.
         """
+        if lora_config.bias != "none":
+            raise ValueError(
+                f"The LoraConfig has bias={lora_config.bias!r}: expected 'none', an adapter holds no biases."
+            )
         empty = {
             id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), requires_grad=False)
             for tensor in model.parameters()
@@ -116,7 +122,7 @@ class AdapterLayout:
         """Refuse a LoRA config, as `to_dict` gives it, that adapts or scales other modules of a backbone than this
         layout; PEFT itself is asked."""
         try:
-            found = AdapterLayout.from_model(model, LoraConfig(**lora_config), head_name)
+            found = AdapterLayout.from_model(model, read_lora_config(lora_config), head_name)
         except Exception as error:  # a forged config can go wrong in any way, and each of them is the config's fault
             raise ValueError(f"The LoraConfig makes no adapter: {type(error).__name__}: {error}") from error
         if found.to_dict() != self.to_dict():

@@ -207,7 +207,8 @@ class FrozenBackbone:
         """
         if self.reads_images:
             images = [image.convert("RGB") for image in examples]
-            return dict(self.processor(images, return_tensors="pt"))
+            # Said, because transformers guesses it from the sizes: wrongly where an image is 1 or 3 pixels high.
+            return dict(self.processor(images, return_tensors="pt", input_data_format="channels_last"))
         room, suffix = self.max_length, {}
         if self.is_causal_lm:
             examples = ["\n".join(example) if isinstance(example, tuple) else example for example in examples]

@@ -4,11 +4,11 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
-class MeanPooledConfig(PreTrainedConfig):
+class MeanPooledConfig(PretrainedConfig):
     """Configuration of [`MeanPooledForSequenceClassification`].
 
     `backbone_config` is its encoder's, an object or a `dict` with a `model_type`; by default that of BERT.
@@ -19,8 +19,8 @@ class MeanPooledConfig(PreTrainedConfig):
     model_type = "mean_pooled"
     sub_configs = {"backbone_config": AutoConfig}
 
-    def __init__(self, backbone_config: PreTrainedConfig | dict | None = None, **kwargs: Any) -> None:
-        if not isinstance(backbone_config, PreTrainedConfig):
+    def __init__(self, backbone_config: PretrainedConfig | dict | None = None, **kwargs: Any) -> None:
+        if not isinstance(backbone_config, PretrainedConfig):
             settings = {"model_type": "bert"} if backbone_config is None else backbone_config
             backbone_config = AutoConfig.for_model(**settings)
         self.backbone_config = backbone_config

@@ -15,12 +15,12 @@ import diffusers
 import torch
 from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
 from huggingface_hub import hf_hub_download, snapshot_download
-from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 
 from ..adapters.codec import AdapterCodec
 from ..adapters.head import RidgeHead
 from ..adapters.layout import AdapterLayout
+from ..adapters.lora_config import read_lora_config
 from ..models.denoiser import MCDiDenoiser
 from ..utils.files import check_format, read_json, write_folder
 
@@ -251,7 +251,7 @@ def _check_codec(path: Path, config: dict[str, Any], sets: list[dict]) -> Adapte
     """The codec's layout, whose tokens are as many as there are scales."""
     try:
         layout = AdapterLayout.from_dict(config.get("layout"))
-        LoraConfig(**config.get("lora_config"))
+        read_lora_config(config.get("lora_config"))
         head = RidgeHead(**(config.get("head") or {}))
     except Exception as error:  # as in `_make`
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Optional, Self
 
 import torch
 from diffusers import DiffusionPipeline
@@ -73,12 +73,12 @@ class MCDiPipeline(AdapterUseMixin, DiffusionPipeline):
         task_encoder: TaskEncoder,
         codec: AdapterCodec,
         scheduler: LocalConsistencyScheduler,
-        base_model_name_or_path: str | None = None,
+        base_model_name_or_path: Optional[str] = None,  # diffusers 0.36 cannot read the type `str | None`
         num_inference_steps: int = 20,
         strength: float = 1.0,
         support_views: int = 1,
-        trained_ways: list | None = None,
-        trained_shots: list | None = None,
+        trained_ways: Optional[list] = None,
+        trained_shots: Optional[list] = None,
     ) -> None:
         super().__init__()
         check_components(denoiser, task_encoder, codec)

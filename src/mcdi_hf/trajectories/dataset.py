@@ -7,7 +7,12 @@ import torch
 from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from ..adapters.codec import AdapterCodec
 from ..data.cached import load_cached_dataset
@@ -41,7 +46,9 @@ def load_trajectories(
             commit = place.parent.name  # one of all that is read, whatever is pushed meanwhile
             record, own_layout = read_record(place)
             codec = read_codec(_part_on_hub(name_or_path, CODEC, commit), own_layout)
-        except RemoteEntryNotFoundError as error:
+        except LocalEntryNotFoundError:  # the Hub did not answer: a kind of EntryNotFoundError, too
+            raise
+        except EntryNotFoundError as error:
             raise ValueError(f"{name_or_path} on the Hub is no trajectory data set: it has no {RECORD}.") from error
         except (RepositoryNotFoundError, HFValidationError) as error:
             raise ValueError(
