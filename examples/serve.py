@@ -73,10 +73,11 @@ def make_app(pipe: MCDiPipeline, folder: Path | None = None) -> FastAPI:
 
     @app.delete("/adapters/{name}")
     def delete(name: str) -> None:
-        try:
-            mixed.drop(name)
-        except ValueError as error:
-            raise HTTPException(404, str(error)) from error
+        with turns:  # not between a look at the names and what is done with them
+            try:
+                mixed.drop(name)
+            except ValueError as error:
+                raise HTTPException(404, str(error)) from error
 
     return app
 

@@ -42,6 +42,12 @@ def reliability(request: pytest.FixtureRequest) -> Iterator[Reliability]:
         counted.write(path)
 
 
+@pytest.fixture(scope="session")
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether to try everything, as `make reliability` does, or a sample of it."""
+    return request.config.getoption("--reliability") is not None
+
+
 @pytest.fixture
 def hub() -> FakeHub:
     """The Hub that every client of this process talks to, emptied."""

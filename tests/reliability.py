@@ -29,7 +29,7 @@ class Reliability:
         Returns:
             The result and the message of the refusal, one of them empty. Any other error is a failure.
         """
-        counts = self.counts.setdefault(part, dict.fromkeys(OUTCOMES, 0))
+        counts = self._counts_of(part)
         try:
             result = call()
         except (ValueError, TypeError, OSError) as error:
@@ -43,6 +43,13 @@ class Reliability:
             raise
         counts["result" if same(result) else "changed"] += 1
         return result, ""
+
+    def held(self, part: str, number: int) -> None:
+        """Count inputs that were found to give the result of a sound one."""
+        self._counts_of(part)["result"] += number
+
+    def _counts_of(self, part: str) -> dict[str, int]:
+        return self.counts.setdefault(part, dict.fromkeys(OUTCOMES, 0))
 
     def write(self, path: str) -> None:
         Path(path).write_text(json.dumps(self.counts, indent=1) + "\n")

@@ -64,7 +64,7 @@ def kill_at(folder, number):
 # The imports take most of a start, so they are done once; then each script is the main module of a process of its own.
 RUN_EACH = """
 import json, resource, runpy
-import accelerate, datasets, mcdi_hf
+import accelerate, datasets, mcdi_hf.commands.main
 for limit, kill, script, *arguments in json.loads(sys.argv[1]):
     if os.fork() == 0:
         if limit is not None:

@@ -59,24 +59,39 @@ def ask(address: str, path: str, body: Any = None, method: str | None = None) ->
         return json.loads(answer.read())
 
 
+def same(found: list[dict], expected: list[dict]) -> bool:
+    """Whether answers are those of one adapter."""
+    pairs = zip(found, expected, strict=True)
+    return all(one["label"] == two["label"] and abs(one["score"] - two["score"]) < 1e-3 for one, two in pairs)
+
+
 def test_32_clients_at_once_get_each_their_own_answers(pipe: MCDiPipeline, address: str) -> None:
     adapters = {name: pipe(support, generator=seeded()).adapters[0] for name, support in SUPPORTS.items()}
     expected = {name: pipe.predict(adapter, TEXTS) for name, adapter in adapters.items()}
 
     def client(number: int) -> int:
-        """Ask, and make and drop adapters of this client's own in between."""
-        own, right = f"client {number}", 0
-        for turn in range(4):
-            ask(address, f"/adapters/client%20{number}", SUPPORTS["home"], "PUT")
-            for name, like in (("shop", "shop"), ("home", "home"), (own, "home")):
+        """Ask, and make, replace and drop adapters of this client's own and one that all have, in between."""
+        right = 0
+        for turn, mine in enumerate(("home", "shop", "home", "shop")):
+            ask(address, f"/adapters/client%20{number}", SUPPORTS[mine], "PUT")  # added, then replaced
+            ask(address, "/adapters/all", SUPPORTS["shop" if number % 2 else "home"], "PUT")
+            for name, likes in (
+                ("shop", ["shop"]),
+                ("home", ["home"]),
+                (f"client {number}", [mine]),
+                ("all", SUPPORTS),
+            ):
                 found = ask(address, "/predict", {"adapter": name, "texts": TEXTS})
-                for one, wanted in zip(found, expected[like], strict=True):
-                    right += one["label"] == wanted["label"] and abs(one["score"] - wanted["score"]) < 1e-3
-            ask(address, f"/adapters/client%20{number}", method="DELETE")
+                right += sum(
+                    same(found, expected[like]) for like in likes
+                )  # of one adapter, from the first to the last
+            if turn % 2:
+                ask(address, f"/adapters/client%20{number}", method="DELETE")
         return right
 
     with ThreadPoolExecutor(32) as pool:
-        assert list(pool.map(client, range(32))) == [4 * 3 * len(TEXTS)] * 32
+        assert list(pool.map(client, range(32))) == [4 * 4] * 32
+    ask(address, "/adapters/all", method="DELETE")
     assert ask(address, "/adapters") == sorted(SUPPORTS)
 
 

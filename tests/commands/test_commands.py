@@ -209,6 +209,9 @@ def test_another_file_in_the_same_folder_is_refused(pipeline: Path, tmp_path: Pa
     other = write_csv(tmp_path / "two.csv", ROWS[:-1])
     said = failing(capsys, "generate", other, "--pipeline", pipeline, "--output_dir", tmp_path / "made")
     assert "was made otherwise (file: " in said and said.endswith("choose another output_dir.")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "made_with.json").write_text("{}")  # of a run that was refused before it made anything
+    generate(other, pipeline, tmp_path / "begun")
 
 
 def test_texts_that_look_like_something_else_stay_texts(pipeline: Path, tmp_path: Path) -> None:

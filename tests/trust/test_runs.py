@@ -31,11 +31,6 @@ def command(collected: Collected) -> list:
 
 
 @pytest.fixture(scope="module")
-def thorough(request: pytest.FixtureRequest) -> bool:
-    return request.config.getoption("--reliability") is not None
-
-
-@pytest.fixture(scope="module")
 def straight(command: list, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What a run comes to that nothing disturbed. It has a process of its own, as those that are killed: in one that ran
     many tests before, the last bit may differ."""

@@ -15,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from ..adapters.generated import CONFIG, GeneratedAdapter
+from ..pipelines.support import as_support_sets
 from ..utils.files import read_json, write_file
 from ..utils.run_folder import hold_folder
 from .pipeline import load_pipeline
@@ -88,6 +89,13 @@ def read_tasks(args: argparse.Namespace) -> dict[str, dict[str, list]]:
         raise ValueError(
             f"{where} one class: expected two at least. Is {args.label_column or 'the label'} the right column?"
         )
+    if not tasks:
+        raise ValueError(f"{args.file} has no rows: expected examples of two classes at least.")
+    for name, support in tasks.items():
+        try:
+            as_support_sets(support)
+        except ValueError as error:
+            raise ValueError(f"Task {name!r}: {error}" if args.task_column else str(error)) from error
     return tasks
 
 
@@ -137,7 +145,8 @@ def _check_record(args: argparse.Namespace) -> None:
     if Path(args.file).is_file():
         made["file"] = hashlib.sha256(Path(args.file).read_bytes()).hexdigest()
     place = args.output_dir / RECORD
-    if place.is_file() and (found := read_json(place)) != made:
+    begun = any(path for pattern in (CONFIG, f"*/{CONFIG}") for path in args.output_dir.glob(pattern))
+    if begun and place.is_file() and (found := read_json(place)) != made:
         different = [
             f"{name}: {found.get(name)!r} there, {made[name]!r} now" for name in made if found.get(name) != made[name]
         ]

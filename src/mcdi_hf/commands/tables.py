@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, Value, disable_progress_bars
 from datasets.exceptions import DatasetGenerationError
+from pyarrow import ArrowInvalid
 
 from ..data.cached import load_cached_dataset
 from ..data.sources import TEXTS
@@ -38,7 +39,7 @@ def read_table(name: str, split: str = "train") -> Dataset:
             tables = load_cached_dataset("imagefolder", data_dir=str(path))
         else:
             tables = load_cached_dataset(name)
-    except (DatasetGenerationError, UnicodeDecodeError) as error:
+    except (DatasetGenerationError, UnicodeDecodeError, ArrowInvalid) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise ValueError(f"{name} cannot be read: {reason}") from error
     if split not in tables:
@@ -99,6 +100,8 @@ def _read_file(path: Path) -> Dataset:
             names, *cells = rows
         except csv.Error as error:
             raise ValueError(f"{path} cannot be read: {error} in line {rows.line_num}.") from error
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path} has more than one column {twice[0]!r}: give each a name of its own.")
     cells = [row for row in cells if row]
     if wrong := next((number for number, row in enumerate(cells, 2) if len(row) != len(names)), None):
         raise ValueError(f"{path} has in row {wrong} another number of cells than the {len(names)} of {names}.")

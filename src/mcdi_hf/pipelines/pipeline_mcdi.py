@@ -239,7 +239,7 @@ class MCDiPipeline(AdapterUseMixin, DiffusionPipeline):
                 for i, t in enumerate(timesteps):
                     if self.interrupt:
                         continue
-                    output = self.denoiser(sample, t, *condition).sample
+                    output = self.denoiser(self.scheduler.scale_model_input(sample, t), t, *condition).sample
                     if eta > 0 and temperature > 0 and owns_noise:
                         noise = temperature * draw_noise(self.denoiser.dtype, self.codec.filled, streams)
                     drawn = {"eta": eta, "variance_noise": noise} if owns_noise else {"generator": streams}

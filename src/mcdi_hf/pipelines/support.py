@@ -18,6 +18,7 @@ from ..data.episodes import SupportBatch
 
 TEXTS = (Value("string"), Value("large_string"))
 LABELS = {"label", "labels"}  # what a column of labels is called
+MAX_EXAMPLES = 20_000  # of one support set, which is seen at once: a generator reads a handful
 KINDS = ("texts", "pairs of texts", "images")
 Example = str | tuple[str, str] | Image.Image
 Support = Mapping[str, Sequence[Example]] | Dataset
@@ -35,8 +36,8 @@ def as_support_sets(support: Support | list[Support]) -> list[SupportSet]:
 
     Raises:
         `TypeError`: when it is none of these.
-        `ValueError`: when a set has fewer than two classes, an empty class, or an example that is none of these; when
-            examples of several kinds are mixed.
+        `ValueError`: when a set has fewer than two classes, an empty class, more than 20,000 examples, or an example that
+            is none of these; when examples of several kinds are mixed.
     """
     supports = support if isinstance(support, list) and not _are_rows(support) else [support]
     if not supports:
@@ -123,6 +124,8 @@ def _as_support_set(support: Any) -> SupportSet:
         if not _is_text(label):
             raise ValueError(f"{label!r} is no label: expected a string that is not empty.")
         checked[label] = _check_examples(label, examples)
+    if (number := sum(map(len, checked.values()))) > MAX_EXAMPLES:
+        raise ValueError(f"The support set has {number:,} examples: expected {MAX_EXAMPLES:,} at most. Give a sample.")
     return checked
 
 

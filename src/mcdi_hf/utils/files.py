@@ -62,6 +62,8 @@ def write_folder(folder: Path, write: Callable[[Path], object], last: str) -> No
             place = folder / path.relative_to(beside)
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, place)
+    except OSError as error:
+        raise OSError(error.errno, could_not_write(folder, error.strerror or str(error))) from error
     except SafetensorError as error:
         raise OSError(could_not_write(folder, str(error))) from error
     finally:
