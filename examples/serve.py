@@ -15,18 +15,21 @@ Requests are answered one after the other. There is no login: put it behind a pr
 
 import argparse
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import uvicorn
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, StringConstraints
 from pydantic import Field as Bounded
 
 from mcdi_hf import MCDiPipeline, MixedAdapters
 
 
+MAX_BYTES = 8_000_000  # of a request's body, which is read before anything in it is counted
 Text = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
 Texts = Annotated[list[Text], Bounded(min_length=1, max_length=256)]
 Support = Annotated[dict[Text, Texts], Bounded(min_length=2, max_length=100)]
@@ -47,6 +50,13 @@ def make_app(pipe: MCDiPipeline, folder: Path | None = None) -> FastAPI:
         if (place / "adapter_config.json").is_file():
             mixed.add(place.name, place)
     app = FastAPI(title="mcdi_hf")
+
+    @app.middleware("http")
+    async def bounded(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        length = request.headers.get("content-length", "0")
+        if "transfer-encoding" in request.headers or not length.isdigit() or int(length) > MAX_BYTES:
+            return JSONResponse({"detail": f"Expected a body whose length is told, {MAX_BYTES} bytes at most."}, 413)
+        return await answer(request)
 
     @app.get("/adapters")
     def names() -> list[str]:

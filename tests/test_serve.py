@@ -1,5 +1,6 @@
 """The HTTP server under load: 32 clients at once, every answer compared."""
 
+import http.client
 import json
 import sys
 import threading
@@ -111,3 +112,14 @@ def test_wrong_requests_are_told(address: str, path: str, body: Any, method: str
     with pytest.raises(urllib.error.HTTPError) as error:
         ask(address, path, body, method)
     assert error.value.code == code and said in error.value.read().decode()
+
+
+@pytest.mark.parametrize("header", [("content-length", "9000000"), ("transfer-encoding", "chunked")])
+def test_a_body_that_is_too_large_is_not_read(address: str, header: tuple[str, str]) -> None:
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+    connection.putrequest("POST", "/predict")
+    connection.putheader(*header)
+    connection.endheaders()  # and no byte of a body
+    answer = connection.getresponse()
+    assert answer.status == 413 and b"8000000 bytes at most" in answer.read()
+    connection.close()

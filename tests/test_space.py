@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
@@ -87,6 +88,19 @@ def test_generate_classify_and_download(page: "sync_api.Page", tmp_path: Path) -
     assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing stands out on a phone
     if place := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=Path(place) / "space.png", full_page=True)
+
+
+def test_large_files_are_not_taken(address: str) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.csv"\r\n\r\n%s\r\n--x--\r\n'
+    for size, taken in ((1_000, True), (1_000_000, False)):
+        body, kind = part % (b"a" * size), {"Content-Type": "multipart/form-data; boundary=x"}
+        request = urllib.request.Request(f"{address}/gradio_api/upload", body, kind)
+        if taken:
+            urllib.request.urlopen(request, timeout=60).close()
+            continue
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(request, timeout=60)
+        assert error.value.code == 413 and "200000 bytes" in error.value.read().decode()
 
 
 def test_a_file_and_a_bad_file(page: "sync_api.Page", tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from reliability import Reliability
 from tiny import tiny_pipeline
 
@@ -102,6 +104,8 @@ def test_a_result_or_one_line(
     assert bool(said) == bool(message)
     if name == "odd labels":
         assert adapter.labels == NAMES
+        card = ModelCard.load(tmp_path / "rows" / "README.md")
+        assert card.data.library_name == "peft" and "<script>" not in re.sub("(?s)```.*?```", "", card.text)
         main(
             [
                 "predict",
