@@ -1,5 +1,6 @@
 """Many LoRA adapters on one frozen backbone, in one forward and backward pass."""
 
+import math
 from contextlib import ExitStack
 
 import torch
@@ -12,6 +13,9 @@ from ..data.encoded import EncodedExamples
 from ..data.episodes import SupportBatch
 from .head import Head, RidgeHead, head_logits
 from .layout import AdapterLayout, LoraModule
+
+
+ROWS_AT_ONCE = 32  # or more, in one pass on a CPU; examples/reproduce/preparation_speed.py tries others
 
 
 class StackedLora:
@@ -40,6 +44,22 @@ class StackedLora:
             tensors (`dict[str, torch.Tensor]`): Key on disk -> `(N, *shape)`; the heads, if given, are not used.
             inputs (`dict[str, torch.Tensor]`): As [`EncodedExamples`] gives them.
         """
+        if self.device.type != "cpu" or "attention_mask" not in inputs:
+            return self._one_pass(tensors, inputs)
+        # A CPU has no need of large passes. In smaller ones a task of short texts is not padded to the longest of all.
+        lengths = inputs["attention_mask"].sum(dim=1)
+        count = len(tensors[self.layout.modules[0].key("lora_A")])
+        rows = len(lengths) // count
+        at_once = math.ceil(ROWS_AT_ONCE / rows)
+        found = []
+        for first in range(0, count, at_once):
+            own = slice(first * rows, (first + at_once) * rows)
+            longest = int(lengths[own].max())
+            part = {key: value[first : first + at_once] for key, value in tensors.items()}
+            found.append(self._one_pass(part, {key: value[own, :longest] for key, value in inputs.items()}))
+        return torch.cat(found)
+
+    def _one_pass(self, tensors: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         lora_a = tensors[self.layout.modules[0].key("lora_A")]
         with ExitStack() as hooks:
             if self.device.type == "cpu":  # on short texts the fused kernels take half as long again, there and back
