@@ -60,6 +60,25 @@ def test_a_stack_equals_each_adapter_in_peft(pooling: str, settings: dict) -> No
             torch.testing.assert_close(tensors[key].grad[index], grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("size, passes", [(1, 3), (4, 3), (5, 2), (32, 1)])
+def test_passes_of_any_size_are_one(size: int, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tasks of four rows, each padded to its own longest text where it is alone in a pass."""
+    backbone, found = tiny_backbone(), {}
+    stacked, batch = make(backbone)
+    shapes = []
+    stacked.upper.model.base_model.register_forward_pre_hook(
+        lambda _, args, inputs: shapes.append(inputs["inputs_embeds"].shape[:2]), with_kwargs=True
+    )
+    for limit in (10**9, size):
+        monkeypatch.setattr("mcdi_hf.adapters.stacked.ROWS_AT_ONCE", limit)
+        tensors = {key: value.requires_grad_() for key, value in random_adapters(stacked.layout, 3).items()}
+        features = stacked.features(tensors, batch.inputs())
+        matrices = [tensors[key] for key in stacked.layout.lora_shapes]
+        found[limit] = [features, *torch.autograd.grad(features.square().sum(), matrices)]
+    assert len(shapes) == 1 + passes and (passes < 3 or len({length for _, length in shapes[1:]}) > 1)
+    assert_close(found[size], found[10**9])
+
+
 def test_features_of_all_keeps_the_order_of_its_rows_and_ignores_padding() -> None:
     stacked, batch = make(tiny_backbone())
     tensors = random_adapters(stacked.layout, 1)
