@@ -40,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "rows.csv").open("w", newline="") as file:
         rows = [(text, label, task) for task in TASKS for text, label in ROWS]
         csv.writer(file).writerows([("text", "label", "task"), *rows])
-    (folder / "texts.txt").write_text("\n".join(TEXTS))
+    (folder / "texts.csv").write_text("\n".join(["text", *TEXTS]))
     return folder
 
 
@@ -50,7 +50,7 @@ def generate(root: Path, folder: Path) -> list[str | Path]:
 
 
 def predict(root: Path, file: Path) -> list[str | Path]:
-    return [MCDI_HF, "predict", root / "shelf" / "one", root / "texts.txt", "--split", "train", "--output_file", file]
+    return [MCDI_HF, "predict", root / "shelf" / "one", root / "texts.csv", "--split", "train", "--output_file", file]
 
 
 def weights(folder: Path) -> dict[str, bytes]:
