@@ -18,11 +18,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from mcdi_hf import MCDiPipeline, TrajectoryArguments, TrajectoryCollector
 from mcdi_hf.adapters import stacked as passes
+from mcdi_hf.data.encoded import EncodedExamples
 from mcdi_hf.data.sources import inputs_of, read_mixture
 from mcdi_hf.data.tasks import Task
 from mcdi_hf.training.objective import ConditionalDenoiser
 from mcdi_hf.training.task_loss import TaskLoss
-from mcdi_hf.trajectories.collect import TaskStack
+from mcdi_hf.trajectories.collect import TaskStack, TrajectorySettings
 from mcdi_hf.trajectories.shared import SharedStart, source_of
 from mcdi_hf.utils.files import write_file
 
@@ -72,25 +73,27 @@ class Replay:
 
 
 class Work:
-    """A step of the shared start, one of a stack of trajectories, one of the task loss: each a call with its number."""
+    """A step of the shared start, one of a stack of trajectories, one of the task loss: each a call with its number.
 
-    def __init__(self, pipe: MCDiPipeline, collector: TrajectoryCollector, number: int, precision: str) -> None:
-        self.pipe, self.number, self.bf16 = pipe, number, precision == "bf16"
-        drawn = [collector._tasks(stack) for stack in range(number)]
-        fresh = [collector.sampler.stack(stack, 8) for stack in range(number)]
-        stacks, rows = compact([*fresh, *(tasks for _, tasks in drawn)])
-        inputs = inputs_of(collector.table)
-        self.fresh = stacks[:number]
-        self.examples = pipe.stacked.encode([inputs[row] for row in rows])
-        sources = list(dict.fromkeys(source_of(task.group) for stack in self.fresh for task in stack))
-        self.start = SharedStart(pipe.stacked, self.examples, Replay(self.fresh), sources, mixed_precision=precision)
-        settings = replace(collector.args.settings(), mixed_precision=precision)
-        self.stacks = [
-            TaskStack(pipe.stacked, pipe.codec, self.examples, tasks, ways, settings)
-            for (ways, _), tasks in zip(drawn, stacks[number:])
-        ]
+    `fresh` are stacks of tasks as the shared start and the task loss draw them, `drawn` those of trajectories with their
+    ways; all point into `examples`.
+    """
+
+    def __init__(
+        self,
+        pipe: MCDiPipeline,
+        examples: EncodedExamples,
+        fresh: list[list[Task]],
+        drawn: list[tuple[int, list[Task]]],
+        settings: TrajectorySettings,
+    ) -> None:
+        self.pipe, self.fresh, self.bf16 = pipe, fresh, settings.mixed_precision == "bf16"
+        sources = list(dict.fromkeys(source_of(task.group) for stack in fresh for task in stack))
+        precision = settings.mixed_precision
+        self.start = SharedStart(pipe.stacked, examples, Replay(fresh), sources, mixed_precision=precision)
+        self.stacks = [TaskStack(pipe.stacked, pipe.codec, examples, tasks, ways, settings) for ways, tasks in drawn]
         self.model = ConditionalDenoiser(pipe.task_encoder, pipe.denoiser).train()
-        self.loss = TaskLoss(pipe.stacked, pipe.codec, pipe.scheduler, self.examples)
+        self.loss = TaskLoss(pipe.stacked, pipe.codec, pipe.scheduler, examples)
         pipe.scheduler.set_timesteps(pipe.config.num_inference_steps)
 
     def shared_start(self, number: int) -> None:
@@ -137,18 +140,28 @@ def main() -> None:
     parser.add_argument("--mixture_root", type=Path, required=True, help="a folder with the mixture's data sets")
     parser.add_argument("--backbone", required=True, help="all-MiniLM-L6-v2: a folder or a Hub id")
     parser.add_argument("--stacks", type=int, default=8, help="of 8 tasks each (default: %(default)s)")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[NO_LIMIT, 16, 32, 64, 128], help="rows of a pass")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[16, 32, 64, 128], help="rows of a pass")
     parser.add_argument("--output_file", type=Path, required=True, help="JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
     collector = collector_of(args)
     pipe = MCDiPipeline.from_pretrained(RELEASE)
     pipe.register_to_config(base_model_name_or_path=args.backbone)
-    work = {precision: Work(pipe, collector, args.stacks, precision) for precision in ("no", "bf16")}
+    fresh = [collector.sampler.stack(stack, 8) for stack in range(args.stacks)]
+    ways, drawn = zip(*(collector._tasks(stack) for stack in range(args.stacks)))
+    stacks, rows = compact([*fresh, *drawn])
+    inputs = inputs_of(collector.table)
+    examples = pipe.stacked.encode([inputs[row] for row in rows])
+    fresh, drawn = stacks[: args.stacks], list(zip(ways, stacks[args.stacks :]))
+    settings = collector.args.settings()
+    work = {
+        precision: Work(pipe, examples, fresh, drawn, replace(settings, mixed_precision=precision))
+        for precision in ("no", "bf16")
+    }
     found = {"torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability(), "stacks": args.stacks}
     ours = passes.ROWS_AT_ONCE
     for kind in ("shared_start", "trajectories", "task_loss"):
-        took = seconds(work, kind, args.sizes, args.stacks)
+        took = seconds(work, kind, [NO_LIMIT, *args.sizes], args.stacks)
         base = took[f"no, {NO_LIMIT}"]
         for name, one in took.items():
             print(f"{kind:<14} {name:<18} {one:.2f} s a step, {base / one:.2f} times the steps of one pass in float32")

@@ -138,13 +138,8 @@ def test_memory_stays_flat(thorough: bool, reliability: Reliability) -> None:
     for number in range(8):
         mixed.add(str(number), adapters[number % 2])
     expected = [mixed(TEXTS, [str(number)] * len(TEXTS)).labels for number in range(2)]
-    draw, process, sizes, asked, total = (
-        random.Random(0),
-        psutil.Process(),
-        [],
-        0,
-        ALL_REQUESTS if thorough else SOME_REQUESTS,
-    )
+    draw, process, sizes, asked = random.Random(0), psutil.Process(), [], 0
+    total = ALL_REQUESTS if thorough else SOME_REQUESTS
     while asked < total:
         rows = [(draw.randrange(8), draw.randrange(len(TEXTS))) for _ in range(draw.randint(1, 64))]
         labels = mixed([TEXTS[text] for _, text in rows], [str(adapter) for adapter, _ in rows]).labels
